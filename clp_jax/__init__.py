@@ -1,0 +1,1 @@
+"""clp-jax: steerable multi-objective finetuning with Conditional Language Policy."""

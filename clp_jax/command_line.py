@@ -1,0 +1,105 @@
+"""What the commands share: flags and gin files in, a `Run` out, and the MODEL_DIR they write to."""
+
+import argparse
+import contextlib
+import pathlib
+import sys
+from collections.abc import Callable, Iterator, Sequence
+
+from clp_jax import gin_config
+from clp_jax.gin_config import ConfigError
+
+CONFIG = "config.gin"
+OPERATIVE_CONFIG = "operative_config.gin"
+
+
+@contextlib.contextmanager
+def errors(program: str) -> Iterator[None]:
+    """Turns errors of configuration and input into one message on stderr and exit status 2."""
+    try:
+        yield
+    except (ValueError, OSError, ImportError) as error:
+        print(f"{program}: error: {str(error) or repr(error)}", file=sys.stderr)
+        raise SystemExit(2) from error
+
+
+def configured_run(
+    description: str | None,
+    argv: Sequence[str],
+    add_arguments: Callable[[argparse.ArgumentParser], None] | None = None,
+):
+    """Parses a command line with gin flags.
+
+    Args:
+      description: for --help.
+      argv: without the program.
+      add_arguments: adds the command's own flags.
+
+    Returns:
+      (the configured `Run`, the parsed flags).
+
+    Raises:
+      ConfigError: a setting that is missing or wrong.
+    """
+    parser = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    gin_config.add_gin_arguments(parser)
+    if add_arguments is not None:
+        add_arguments(parser)
+    flags, bindings = gin_config.parse_flags(parser, argv)
+    if not flags.gin_file:
+        raise ConfigError("no --gin_file; for example --gin_file=gin/clp_attn.gin (try --help)")
+    gin_config.load(flags.gin_file, bindings, flags.gin_search_paths)
+    return gin_config.configured_run(), flags
+
+
+def saved_run(model_dir: str):
+    """The `Run` that a MODEL_DIR was trained with.
+
+    Raises:
+      ConfigError: no run there.
+    """
+    config = pathlib.Path(model_dir, CONFIG)
+    if not config.is_file():
+        raise ConfigError(f"--model_dir={model_dir} holds no run: there is no {config}")
+    gin_config.load([str(config.resolve())], [f"MODEL_DIR = {str(model_dir)!r}"])
+    return gin_config.configured_run()
+
+
+def claim_model_dir(model_dir: str, name: str = "") -> None:
+    """Writes config.gin, or checks that the one there says the same.
+
+    Args:
+      model_dir: the run's directory; made if missing.
+      name: a folder under it, for a command that shares the directory with another.
+
+    Raises:
+      ConfigError: the directory belongs to a run with other settings; names them.
+    """
+    import gin
+
+    folder = pathlib.Path(model_dir, name)
+    path, config = folder / CONFIG, gin.config_str(max_line_length=100)
+    if path.is_file():
+        differences = gin_config.config_differences(path.read_text(), config)
+        if differences:
+            raise ConfigError(
+                f"MODEL_DIR={model_dir} holds a run with another configuration ({path}):\n  "
+                + "\n  ".join(differences)
+                + "\nChoose another MODEL_DIR, or remove that one."
+            )
+    folder.mkdir(parents=True, exist_ok=True)
+    for file_name, text in ((CONFIG, config), (OPERATIVE_CONFIG, gin.operative_config_str())):
+        partial = folder / f".{file_name}.partial"
+        partial.write_text(text)
+        partial.rename(folder / file_name)
+
+
+def with_evaluation(run, grid_points: int | None, num_examples: int | None):
+    """`run` with the evaluation settings that a command line overrides."""
+    import dataclasses
+
+    changes = {"grid_points": grid_points, "num_examples": num_examples}
+    given = {name: value for name, value in changes.items() if value is not None}
+    return dataclasses.replace(run, evaluation=dataclasses.replace(run.evaluation, **given))

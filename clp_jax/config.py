@@ -1,0 +1,276 @@
+"""What the gin files configure, under the names that t5x has for the same things.
+
+`gin/base.gin` binds `train_script.train`, the main module's `train`; in this project's commands
+that is `Run`, whose fields are the arguments of t5x's `train()` that mean the same here.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import flax.linen as nn
+import optax
+
+from clp_jax import weighting as weighting_lib
+from clp_jax.models.sampling import Decoding
+from clp_jax.optimizers import adafactor
+from clp_jax.rewards.base import RewardStack
+from clp_jax.subset import Subset
+from clp_jax.train_step import CLP
+from clp_jax.weighting import KLMix, Sampler
+
+
+@dataclasses.dataclass(frozen=True)
+class DatasetConfig:
+    """One split of one SeqIO Task.
+
+    Attributes:
+      mixture_or_task_name: a Task or Mixture that SeqIO knows.
+      task_feature_lengths: {"inputs": E, "targets": L}, in tokens.
+      split: e.g. "train".
+      batch_size: B, over all hosts.
+      shuffle: whether the order is shuffled.
+      seed: of the shuffling; None takes the run's seed.
+    """
+
+    mixture_or_task_name: str
+    task_feature_lengths: Mapping[str, int]
+    split: str = "train"
+    batch_size: int = 32
+    shuffle: bool = True
+    seed: int | None = None
+
+    def __post_init__(self):
+        if set(self.task_feature_lengths) != {"inputs", "targets"}:
+            raise ValueError(
+                f"TASK_FEATURE_LENGTHS={dict(self.task_feature_lengths)} must give a length for "
+                "'inputs' and for 'targets'"
+            )
+        for name, value in {**self.task_feature_lengths, "batch_size": self.batch_size}.items():
+            if not isinstance(value, int) or value < 1:
+                raise ValueError(f"{name}={value!r} must be a whole number of at least 1")
+
+
+@dataclasses.dataclass(frozen=True)
+class SaveCheckpointConfig:
+    """When checkpoints are written.
+
+    Attributes:
+      period: steps between two checkpoints.
+      keep: how many of the latest stay; None for all.
+    """
+
+    period: int = 1000
+    keep: int | None = 1
+
+    def __post_init__(self):
+        if self.period < 1 or (self.keep is not None and self.keep < 1):
+            raise ValueError(f"checkpoint period and keep must be at least 1, got {self}")
+
+
+@dataclasses.dataclass(frozen=True)
+class RestoreCheckpointConfig:
+    """Where the reference policy comes from.
+
+    Attributes:
+      path: a checkpoint of plain LM parameters, or the MODEL_DIR of a finished `clp_jax.sft` run;
+        None where there is none.
+    """
+
+    path: str | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class CheckpointConfig:
+    """Checkpoints in and out."""
+
+    save: SaveCheckpointConfig = SaveCheckpointConfig()
+    restore: RestoreCheckpointConfig = RestoreCheckpointConfig()
+
+
+@dataclasses.dataclass(frozen=True)
+class SFTConfig:
+    """Supervised finetuning of the reference policy.
+
+    Attributes:
+      steps: updates; 0 for none.
+      batch_size: B.
+      optimizer: of the plain LM parameters.
+      init_from_scratch: allow a reference of random parameters, with neither checkpoint nor steps.
+        For trying things out.
+    """
+
+    steps: int = 0
+    batch_size: int = 64
+    optimizer: optax.GradientTransformation = dataclasses.field(
+        default_factory=lambda: adafactor(1e-3)
+    )
+    init_from_scratch: bool = False
+
+    def __post_init__(self):
+        if self.steps < 0 or self.batch_size < 1:
+            raise ValueError(f"SFT_STEPS={self.steps}, SFT_BATCH_SIZE={self.batch_size}: negative")
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluationConfig:
+    """Evaluation over a grid of weightings.
+
+    Attributes:
+      grid_points: weightings on each edge of the simplex; 11 gives steps of 0.1.
+      num_examples: use only the first this many examples; None for all.
+    """
+
+    grid_points: int = 11
+    num_examples: int | None = None
+
+    def __post_init__(self):
+        if self.grid_points < 2 or (self.num_examples is not None and self.num_examples < 1):
+            raise ValueError(f"{self}: grid_points must be at least 2, num_examples at least 1")
+
+
+@dataclasses.dataclass(frozen=True)
+class CLPModel:
+    """A conditional language policy and how it learns.
+
+    Attributes:
+      module: the network, e.g. `clp_jax.models.t5.Transformer`.
+      vocabulary: SeqIO vocabulary of prompts and completions.
+      rewards: R = (R_1, ..., R_m), normalised.
+      subset: S, the conditioned parameters.
+      reward_weights_sampler: Q over w.
+      kl_weight_sampler: Q over α.
+      kl_mix: f_mix.
+      condition_prompt: whether w also stands in the prompt (COND_PROMPT, App. A.2).
+      prompt_repetitions: how often each weight is written there.
+      weightings_per_batch: k, how many weightings share one batch; the paper uses 1.
+      policy_optimizer: applied to each replica on its own.
+      value_optimizer: of the value network.
+      temperature: of sampling in training; range (0, inf).
+      top_k: sample among the k likeliest tokens; 0 for all.
+      top_p: sample among the likeliest tokens that make up this probability; range (0, 1].
+      exact_kl: see `clp_jax.train_step.CLP`.
+      dropout: see `clp_jax.train_step.CLP`.
+    """
+
+    module: nn.Module
+    vocabulary: Any
+    rewards: RewardStack
+    subset: Subset
+    reward_weights_sampler: Sampler
+    kl_weight_sampler: Sampler
+    kl_mix: KLMix
+    condition_prompt: bool = False
+    prompt_repetitions: int = 5
+    weightings_per_batch: int = 1
+    policy_optimizer: optax.GradientTransformation = dataclasses.field(
+        default_factory=lambda: adafactor(3e-5)
+    )
+    value_optimizer: optax.GradientTransformation = dataclasses.field(
+        default_factory=lambda: adafactor(1e-4)
+    )
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+    exact_kl: bool = False
+    dropout: bool = False
+
+    def __post_init__(self):
+        sampler = weighting_lib.for_objectives(self.reward_weights_sampler, self.num_objectives)
+        object.__setattr__(self, "reward_weights_sampler", sampler)
+        weighting_lib.check_kl_sampler(self.kl_weight_sampler, self.kl_mix)
+        if self.temperature <= 0:
+            raise ValueError(
+                f"TEMPERATURE={self.temperature} must be positive: greedy completions give "
+                "REINFORCE nothing to learn from"
+            )
+        if self.vocabulary.vocab_size > self.module.config.vocab_size:
+            raise ValueError(
+                f"the vocabulary has {self.vocabulary.vocab_size} pieces, the model's "
+                f"vocab_size={self.module.config.vocab_size} has fewer"
+            )
+
+    @property
+    def num_objectives(self) -> int:
+        """m."""
+        return self.rewards.num_objectives
+
+    @property
+    def eos_id(self) -> int:
+        """The token that ends a completion."""
+        return self.vocabulary.eos_id
+
+    def clp(self, max_decode_length: int) -> CLP:
+        """The part that the compiled step needs."""
+        return CLP(
+            module=self.module,
+            decoding=Decoding(
+                max_decode_length, self.temperature, self.top_k, self.top_p, self.eos_id
+            ),
+            kl_mix=self.kl_mix,
+            policy_optimizer=self.policy_optimizer,
+            value_optimizer=self.value_optimizer,
+            exact_kl=self.exact_kl,
+            dropout=self.dropout,
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """One training run, everything that the gin files say.
+
+    Attributes:
+      model: what is trained.
+      model_dir: where it is written.
+      train_dataset_cfg: prompts to train on.
+      infer_eval_dataset_cfg: prompts to evaluate on.
+      checkpoint_cfg: checkpoints in and out.
+      total_steps: T.
+      eval_period: steps between evaluations over the grid of weightings; 0 for none but at the end.
+      stats_period: steps between two lines of the log.
+      random_seed: of sampling, of the order of the data and of initialisation.
+      sft: supervised finetuning that makes the reference where no checkpoint is given. Not an
+        argument of t5x's `train()`, so gin binds `SFTConfig` itself.
+      evaluation: likewise.
+    """
+
+    model: CLPModel
+    model_dir: str
+    train_dataset_cfg: DatasetConfig
+    infer_eval_dataset_cfg: DatasetConfig
+    checkpoint_cfg: CheckpointConfig
+    total_steps: int
+    eval_period: int = 0
+    stats_period: int = 100
+    random_seed: int = 0
+    sft: SFTConfig = dataclasses.field(default_factory=SFTConfig)
+    evaluation: EvaluationConfig = EvaluationConfig()
+
+    def __post_init__(self):
+        k, batch_size = self.model.weightings_per_batch, self.train_dataset_cfg.batch_size
+        if k < 1 or batch_size % k:
+            raise ValueError(
+                f"WEIGHTINGS_PER_BATCH={k} must divide BATCH_SIZE={batch_size}; it may be "
+                f"{', '.join(str(d) for d in range(1, batch_size + 1) if batch_size % d == 0)}"
+            )
+        for name in ("total_steps", "eval_period", "stats_period"):
+            value = getattr(self, name)
+            if not isinstance(value, int) or value < (name == "stats_period"):
+                raise ValueError(f"{name}={value!r} must be a whole number, not negative")
+        if batch_size == 1:
+            raise ValueError("BATCH_SIZE=1 leaves nothing of a batch-normalised advantage")
+
+    @property
+    def max_prompt_length(self) -> int:
+        """E, in tokens."""
+        return self.train_dataset_cfg.task_feature_lengths["inputs"]
+
+    @property
+    def max_decode_length(self) -> int:
+        """L, in tokens."""
+        return self.train_dataset_cfg.task_feature_lengths["targets"]
+
+    @property
+    def clp(self) -> CLP:
+        """The part that the compiled step needs."""
+        return self.model.clp(self.max_decode_length)

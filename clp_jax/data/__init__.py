@@ -1,0 +1,1 @@
+"""Data: SeqIO tasks, SentencePiece vocabularies and the self-made corpus `briefs`."""

@@ -1,0 +1,107 @@
+"""Batches of a SeqIO Task as numpy arrays, with the text that the rewards read."""
+
+import dataclasses
+import pathlib
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+
+import numpy as np
+import seqio
+from clu.data import dataset_iterator
+
+from clp_jax.config import DatasetConfig
+from clp_jax.data import tasks
+
+
+@dataclasses.dataclass(frozen=True)
+class Batch:
+    """B examples on the host.
+
+    Attributes:
+      prompts: encoder tokens, [B, E] int32, padded with 0.
+      references: tokens of the reference summaries, [B, L] int32, padded with 0.
+      prompt_texts: B strings, untruncated.
+      columns: column name -> B strings, e.g. "document" and "summary".
+      truncated: how many prompts were longer than E.
+    """
+
+    prompts: np.ndarray
+    references: np.ndarray
+    prompt_texts: Sequence[str]
+    columns: Mapping[str, Sequence[str]]
+    truncated: int
+
+
+class Batches(Iterator[Batch]):
+    """The batches of one split; the position can be saved and restored exactly.
+
+    Args:
+      config: which Task, split, lengths and batch size.
+      repeat: go over the data again and again; otherwise once, dropping no example (the last batch
+        is smaller).
+      seed: of the shuffling; unused where `config.shuffle` is False.
+
+    Raises:
+      ValueError: unknown task or split, a data set smaller than one batch.
+    """
+
+    def __init__(self, config: DatasetConfig, *, repeat: bool, seed: int = 0):
+        name = config.mixture_or_task_name
+        tasks.check_task(name)
+        self._records = tasks.columns(name, config.split)
+        self._length = config.task_feature_lengths["inputs"]
+        task = seqio.get_mixture_or_task(name)
+        self._vocabulary = task.output_features["inputs"].vocabulary
+        has_ids = self._records is not None
+        if has_ids and repeat and len(self._records) < config.batch_size:
+            raise ValueError(
+                f"task {name!r} has {len(self._records)} {config.split} examples, fewer than one "
+                f"batch of BATCH_SIZE={config.batch_size}"
+            )
+        integer = seqio.FeatureConverter.FeatureSpec(dtype=np.int32, rank=1)
+        extra = {"example_id": integer, "inputs_length": integer} if has_ids else {}
+        dataset = seqio.get_dataset(
+            name,
+            {**config.task_feature_lengths, **dict.fromkeys(extra, 1)},
+            seqio.EncDecFeatureConverter(pack=False, passthrough_features=extra),
+            dataset_split=config.split,
+            shuffle=config.shuffle,
+            num_epochs=None if repeat else 1,
+            seed=seed if config.seed is None else config.seed,
+        ).batch(config.batch_size, drop_remainder=repeat)
+        self._iterator = dataset_iterator.TfDatasetIterator(dataset, checkpoint=True)
+
+    def __next__(self) -> Batch:
+        features = next(self._iterator)
+        prompts = features["encoder_input_tokens"]
+        references = features["decoder_target_tokens"]
+        if self._records is None:  # a Task of the user's own: its text is what its tokens say
+            prompt_texts = [self._vocabulary.decode(row.tolist()) for row in prompts]
+            summaries = [self._vocabulary.decode(row.tolist()) for row in references]
+            columns = {"document": prompt_texts, "summary": summaries}
+            return Batch(prompts, references, prompt_texts, columns, truncated=0)
+        rows = [self._records[i] for i in features["example_id"][:, 0]]
+        names = [key for key in rows[0] if key != "prompt"]
+        return Batch(
+            prompts,
+            references,
+            prompt_texts=[row["prompt"] for row in rows],
+            columns={name: [row.get(name, "") for row in rows] for name in names},
+            truncated=int((features["inputs_length"][:, 0] > self._length).sum()),
+        )
+
+    def position(self) -> dict[str, np.ndarray]:
+        """Where the iterator stands, as arrays that a checkpoint can hold."""
+        with tempfile.TemporaryDirectory() as folder:
+            self._iterator.save(pathlib.Path(folder, "position"))
+            return {
+                path.name: np.frombuffer(path.read_bytes(), np.uint8)
+                for path in sorted(pathlib.Path(folder).iterdir())
+            }
+
+    def restore(self, position: Mapping[str, np.ndarray]) -> None:
+        """Goes to where `position` was taken; the Task and its settings must be the same."""
+        with tempfile.TemporaryDirectory() as folder:
+            for name, content in position.items():
+                pathlib.Path(folder, name).write_bytes(np.asarray(content, np.uint8).tobytes())
+            self._iterator.restore(pathlib.Path(folder, "position"))

@@ -1,0 +1,268 @@
+"""SeqIO Tasks: prompts and references as tokens, and as text for the rewards.
+
+A Task yields tokens only, because text cannot pass a SeqIO feature converter. Each example
+therefore carries an integer id, and `columns` gives the text that belongs to it.
+"""
+
+import functools
+import hashlib
+import json
+import pathlib
+from collections.abc import Callable, Mapping, Sequence
+
+import seqio
+import tensorflow as tf
+
+from clp_jax.data.briefs import corpus
+from clp_jax.errors import unknown_name
+
+Record = Mapping[str, str]
+
+PROMPT_PREFIX = "summarize: "
+SPLITS = ("train", "validation")
+
+# Task name -> split -> the text of every example, indexed by example_id. SeqIO's own registry of
+# Tasks has no place for it.
+_RECORDS: dict[str, Callable[[str], Sequence[Record]]] = {}
+_PROMPT_PREFIXES: dict[str, str] = {}
+
+
+def columns(task_name: str, split: str) -> Sequence[Record] | None:
+    """The text of every example of a split, or None for a Task that this module did not make.
+
+    Returns:
+      Records, indexed by the Task's `example_id` feature; each has "prompt" (the untruncated
+      input), "document", "summary" and whatever else the data has.
+    """
+    records = _RECORDS.get(task_name)
+    return None if records is None else records(split)
+
+
+def prompt_prefix(task_name: str) -> str:
+    """What stands in front of each document in a Task's prompts; "" for Tasks made elsewhere."""
+    return _PROMPT_PREFIXES.get(task_name, "")
+
+
+def check_task(task_name: str, source: str = "MIXTURE_OR_TASK_NAME") -> None:
+    """Raises ValueError with the nearest names unless SeqIO knows `task_name`."""
+    known = [*seqio.TaskRegistry.names(), *seqio.MixtureRegistry.names()]
+    if task_name not in known:
+        raise ValueError(unknown_name("task", task_name, known, source))
+
+
+# ------------------------------------------------------------------------------------------------
+# The Tasks
+# ------------------------------------------------------------------------------------------------
+
+
+def briefs(
+    vocabulary: seqio.Vocabulary, train_size: int = 20_000, validation_size: int = 1_024,
+    seed: int = 0, prompt_prefix: str = PROMPT_PREFIX,
+) -> str:  # fmt: skip
+    """The self-made corpus; see `clp_jax.data.briefs`.
+
+    Returns:
+      The name of the Task, which is registered anew.
+    """
+    sizes = {"train": train_size, "validation": validation_size}
+
+    @functools.cache
+    def records(split: str) -> Sequence[Record]:
+        return corpus.generate(split, sizes[split], seed)
+
+    return register("briefs", records, vocabulary, prompt_prefix)
+
+
+def briefs_vocabulary() -> seqio.Vocabulary:
+    """The vocabulary of the self-made corpus, trained by `python -m clp_jax.data.vocabulary`."""
+    return seqio.SentencePieceVocabulary(str(pathlib.Path(corpus.__file__).with_name("briefs.model")))
+
+
+def jsonl(
+    vocabulary: seqio.Vocabulary,
+    train_file: str,
+    validation_file: str | None = None,
+    validation_fraction: float = 0.05,
+    document_field: str = "document",
+    summary_field: str = "summary",
+    prompt_prefix: str = PROMPT_PREFIX,
+    name: str = "jsonl",
+) -> str:
+    """Any JSONL file with a document and a summary on each line.
+
+    Args:
+      vocabulary: of prompts and summaries.
+      train_file: path.
+      validation_file: path; None holds out a share of `train_file`, chosen by the document's hash.
+      validation_fraction: that share; range (0, 1).
+      document_field: name of the field that becomes the prompt.
+      summary_field: name of the field that holds the reference summary.
+      prompt_prefix: text in front of each document.
+      name: of the Task.
+
+    Returns:
+      The name of the Task, which is registered anew.
+
+    Raises:
+      ValueError: a file that is missing or empty, or a bad line: path and line number.
+    """
+
+    @functools.cache
+    def read(path: str) -> list[Record]:
+        return read_jsonl(path, {"document": document_field, "summary": summary_field})
+
+    @functools.cache
+    def records(split: str) -> Sequence[Record]:
+        if validation_file is not None:
+            return read({"train": train_file, "validation": validation_file}[split])
+        return [r for r in read(train_file) if held_out(r) == (split == "validation")]
+
+    def held_out(record: Record) -> bool:
+        return _hash_fraction(record["document"]) < validation_fraction
+
+    for split in SPLITS:
+        if not records(split):
+            raise ValueError(
+                f"{train_file} has no {split} examples with validation_fraction="
+                f"{validation_fraction}; give a validation file or a larger data set"
+            )
+    return register(name, records, vocabulary, prompt_prefix)
+
+
+def xsum(
+    vocabulary: seqio.Vocabulary,
+    tfds_name: str = "xsum:1.1.0",
+    data_dir: str | None = None,
+    prompt_prefix: str = PROMPT_PREFIX,
+    name: str = "xsum",
+) -> str:
+    """XSum (Narayan et al. 2018) through TFDS, or any TFDS data set of {document, summary}.
+
+    Returns:
+      The name of the Task, which is registered anew.
+    """
+    import tensorflow_datasets as tfds
+
+    @functools.cache
+    def records(split: str) -> Sequence[Record]:
+        examples = tfds.as_numpy(tfds.load(tfds_name, split=split, data_dir=data_dir))
+        return [
+            {"document": e["document"].decode(), "summary": e["summary"].decode()} for e in examples
+        ]
+
+    return register(name, records, vocabulary, prompt_prefix)
+
+
+def register(
+    name: str,
+    records: Callable[[str], Sequence[Record]],
+    vocabulary: seqio.Vocabulary,
+    prompt_prefix: str = PROMPT_PREFIX,
+) -> str:
+    """Registers a Task over records held in memory, replacing one of the same name.
+
+    The Task's features are `inputs` (prefix and document), `targets` (the summary), `example_id`
+    ([1], the record's index) and `inputs_length` ([1], the prompt's length before truncation).
+
+    Args:
+      name: of the Task.
+      records: split -> records with at least "document" and "summary".
+      vocabulary: of inputs and targets.
+      prompt_prefix: text in front of each document.
+
+    Returns:
+      `name`.
+    """
+
+    @functools.cache
+    def with_prompt(split: str) -> Sequence[Record]:
+        return [{"prompt": prompt_prefix + r["document"], **r} for r in records(split)]
+
+    # Tensor slices, because SeqIO cannot checkpoint the position in a Python generator.
+    def dataset(split: str, shuffle_files: bool = False, seed: int | None = None):
+        del shuffle_files, seed
+        rows = with_prompt(split)
+        return tf.data.Dataset.from_tensor_slices(
+            {
+                "inputs": [row["prompt"] for row in rows],
+                "targets": [row["summary"] for row in rows],
+                "example_id": [[i] for i in range(len(rows))],
+            }
+        )
+
+    if name in seqio.TaskRegistry.names():
+        seqio.TaskRegistry.remove(name)
+    seqio.TaskRegistry.add(
+        name,
+        source=seqio.FunctionDataSource(dataset, splits=SPLITS),
+        preprocessors=[seqio.preprocessors.tokenize, seqio.preprocessors.append_eos, _add_length],
+        output_features={
+            "inputs": seqio.Feature(vocabulary),
+            "targets": seqio.Feature(vocabulary),
+            "example_id": _integer_feature(),
+            "inputs_length": _integer_feature(),
+        },
+        metric_fns=[],
+    )
+    _RECORDS[name] = with_prompt
+    _PROMPT_PREFIXES[name] = prompt_prefix
+    return name
+
+
+def _integer_feature() -> seqio.Feature:
+    return seqio.Feature(seqio.PassThroughVocabulary(0), add_eos=False, dtype=tf.int32)
+
+
+def _add_length(dataset: tf.data.Dataset) -> tf.data.Dataset:
+    return dataset.map(lambda e: {**e, "inputs_length": tf.size(e["inputs"])[None]})
+
+
+def _hash_fraction(text: str) -> float:
+    """A number in [0, 1) that depends on the text alone."""
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") / 2**64
+
+
+def read_jsonl(path: str, fields: Mapping[str, str]) -> list[Record]:
+    """Reads a JSONL file and checks every line.
+
+    Args:
+      path: file, one JSON object a line; blank lines are passed over.
+      fields: canonical name -> name in the file; each must be a string on every line.
+
+    Returns:
+      One record a line: the canonical fields, and every other string field under its own name.
+
+    Raises:
+      ValueError: missing or empty file, malformed line, missing field; with path and line number.
+    """
+    file = pathlib.Path(path)
+    if not file.is_file():
+        raise ValueError(f"{path} is not a file")
+    with file.open(encoding="utf-8") as lines:
+        numbered = enumerate(lines, start=1)
+        records = [parse_line(line, fields, f"{path}:{n}") for n, line in numbered if line.strip()]
+    if not records:
+        raise ValueError(f"{path} is empty; expected one JSON object with {_named(fields)} a line")
+    return records
+
+
+def parse_line(line: str, fields: Mapping[str, str], where: str) -> Record:
+    """One line of JSONL as a record; `where` (file and line) stands in front of every error."""
+    try:
+        row = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{where}: not valid JSON: {error}") from None
+    if not isinstance(row, dict):
+        expected = f"expected a JSON object with {_named(fields)}"
+        raise ValueError(f"{where}: {expected}, got {line[:60]!r}")
+    for field in fields.values():
+        if field not in row:
+            raise ValueError(f"{where}: {unknown_name('field', field, row)}")
+        if not isinstance(row[field], str):
+            raise ValueError(f"{where}: field {field!r} is {row[field]!r}, expected a string")
+    others = {key: value for key, value in row.items() if isinstance(value, str)}
+    return others | {name: row[field] for name, field in fields.items()}
+
+
+def _named(fields: Mapping[str, str]) -> str:
+    return ", ".join(repr(field) for field in fields.values())

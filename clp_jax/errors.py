@@ -1,0 +1,23 @@
+"""Error messages: the bad value, where it came from, and what is valid."""
+
+import difflib
+from collections.abc import Iterable
+
+
+def unknown_name(kind: str, name: str, valid: Iterable[str], source: str = "") -> str:
+    """The message for a `name` that is not among the `valid` ones.
+
+    Args:
+      kind: what the name names, e.g. "reward".
+      name: the bad value.
+      valid: every name that would have been right.
+      source: where the value came from, e.g. "--gin.REWARDS"; may be empty.
+
+    Returns:
+      One sentence that ends with the three nearest valid names.
+    """
+    valid = sorted(valid)
+    nearest = difflib.get_close_matches(name, valid, n=3, cutoff=0.0)
+    where = f" (from {source})" if source else ""
+    hint = f"nearest: {', '.join(nearest)}" if nearest else "none is defined"
+    return f"unknown {kind} {name!r}{where}; {hint}"

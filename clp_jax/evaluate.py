@@ -1,0 +1,46 @@
+"""Evaluate a trained policy over a grid of weightings: values.json, front.png and a table.
+
+python -m clp_jax.evaluate --model_dir=runs/briefs_attn
+"""
+
+import argparse
+import pathlib
+import sys
+from collections.abc import Sequence
+
+
+def main(argv: Sequence[str]) -> None:
+    """The command."""
+    from clp_jax import command_line
+
+    flags = _parser().parse_args(argv)
+    with command_line.errors("clp_jax.evaluate"):
+        run = command_line.saved_run(flags.model_dir)
+        run = command_line.with_evaluation(run, flags.grid_points, flags.num_examples)
+        from clp_jax import training
+        from clp_jax.evaluation import sweep
+
+        policy, step = training.restore_policy(run, flags.step)
+        weightings = sweep.grid(run, flags.kl_weight)
+    result = sweep.sweep(policy, run, weightings)
+    output = flags.output or str(pathlib.Path(flags.model_dir, "evaluation", str(step)))
+    sweep.report(result, pathlib.Path(output))
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--model_dir", required=True, help="MODEL_DIR of a clp_jax.train run")
+    parser.add_argument("--step", type=int, help="checkpoint to evaluate; default: the latest")
+    parser.add_argument("--grid_points", type=int, help="weightings on each edge of the simplex")
+    parser.add_argument("--num_examples", type=int, help="how many validation prompts")
+    parser.add_argument(
+        "--kl_weight", type=float, action="append", help="α in [α_min, 1]; repeatable"
+    )
+    parser.add_argument("--output", help="folder; default: MODEL_DIR/evaluation/STEP")
+    return parser
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

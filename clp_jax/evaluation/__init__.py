@@ -1,0 +1,1 @@
+"""Evaluation of steerable policies over weightings."""

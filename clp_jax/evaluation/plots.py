@@ -1,0 +1,50 @@
+"""Plots in the paper's form."""
+
+import pathlib
+from typing import TYPE_CHECKING
+
+import matplotlib
+
+matplotlib.use("Agg")  # no display on a training machine
+from matplotlib import pyplot as plt
+
+if TYPE_CHECKING:
+    from clp_jax.evaluation.sweep import SweepResult
+
+
+def front(result: "SweepResult", path: pathlib.Path) -> None:
+    """The front: KL-regularised rewards on the axes, points joined in order of w (Fig. 3).
+
+    With one reward: reward against KL, joined in order of α (Fig. 2a). With three or more: every
+    objective's value over the weightings.
+
+    Args:
+      result: of a sweep.
+      path: a file whose ending says the format.
+    """
+    figure, axes = plt.subplots(figsize=(6, 4.5), layout="constrained")
+    names, values = result.names, result.values
+    if len(names) == 1:
+        axes.plot(result.kl, result.normalised[:, 0], marker="o")
+        _label_points(axes, result.kl, result.normalised[:, 0], result.kl_weights)
+        axes.set(xlabel="KL to the reference (nats)", ylabel=f"{names[0]} (normalised)")
+    elif len(names) == 2:
+        axes.plot(values[:, 0], values[:, 1], marker="o")
+        _label_points(axes, values[:, 0], values[:, 1], result.reward_weights[:, 0])
+        axes.set(xlabel=f"$V$ {names[0]}", ylabel=f"$V$ {names[1]}")
+        axes.set_title(f"points are labelled with the weight of {names[0]}", fontsize="small")
+    else:
+        labels = [", ".join(f"{w:.2g}" for w in row) for row in result.reward_weights]
+        for name, column in zip(names, values.T, strict=True):
+            axes.plot(range(len(labels)), column, marker="o", label=name)
+        axes.set_xticks(range(len(labels)), labels, rotation=90, fontsize="x-small")
+        axes.set(xlabel=f"w = ({', '.join(names)})", ylabel="$V$")
+        axes.legend()
+    axes.grid(alpha=0.3)
+    figure.savefig(path, dpi=150)
+    plt.close(figure)
+
+
+def _label_points(axes, xs, ys, labels) -> None:
+    for x, y, label in zip(xs, ys, labels, strict=True):
+        axes.annotate(f"{label:.2g}", (x, y), textcoords="offset points", xytext=(4, 4), fontsize=7)

@@ -1,0 +1,232 @@
+"""A steerable policy over a grid of weightings: its values, and how well it follows its weights."""
+
+import dataclasses
+import itertools
+import json
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from scipy import stats
+
+from clp_jax import weighting as weighting_lib
+from clp_jax.config import Run
+from clp_jax.data.batches import Batches
+from clp_jax.evaluation import plots
+from clp_jax.metrics_log import markdown_table, say
+from clp_jax.policy import SteerablePolicy
+from clp_jax.trainer import decode
+from clp_jax.weighting import Weighting
+
+
+@dataclasses.dataclass(frozen=True)
+class SweepResult:
+    """Means over the evaluated prompts at each of n weightings.
+
+    Attributes:
+      names: of the m objectives.
+      kl_weights: α, [n].
+      reward_weights: w, [n, m].
+      raw: mean raw rewards, [n, m], in each reward's units.
+      normalised: mean normalised rewards, [n, m].
+      kl: mean sampled KL to the reference, [n], in nats.
+      length: mean completion length, [n], in tokens.
+      num_prompts: how many prompts each mean is over.
+      truncated_prompts: how many of them were longer than the encoder's length.
+      samples: one completion of the first prompt at each weighting, n strings.
+    """
+
+    names: tuple[str, ...]
+    kl_weights: np.ndarray
+    reward_weights: np.ndarray
+    raw: np.ndarray
+    normalised: np.ndarray
+    kl: np.ndarray
+    length: np.ndarray
+    num_prompts: int
+    truncated_prompts: int
+    samples: tuple[str, ...]
+
+    @property
+    def values(self) -> np.ndarray:
+        """KL-regularised rewards v_i = (1 − α) R_i − α KL (Sec. 4.1.2), [n, m]."""
+        alpha = self.kl_weights[:, None]
+        return (1 - alpha) * self.normalised - alpha * self.kl[:, None]
+
+    @property
+    def ranges(self) -> dict[str, float]:
+        """max − min of each objective's value over the weightings."""
+        spread = np.ptp(self.values, axis=0)
+        return dict(zip(self.names, spread.tolist(), strict=True))
+
+    @property
+    def controllability(self) -> dict[str, float]:
+        """Kendall's τ-b between w_i and v_i over the weightings; 1 is perfectly steerable.
+
+        0 where it is not defined, because w_i or v_i is constant.
+        """
+        pairs = zip(self.reward_weights.T, self.values.T, strict=True)
+        taus = [stats.kendalltau(weights, values).statistic for weights, values in pairs]
+        return {n: float(np.nan_to_num(tau)) for n, tau in zip(self.names, taus, strict=True)}
+
+    def rows(self) -> list[dict[str, Any]]:
+        """One row a weighting, for a table."""
+        columns: dict[str, np.ndarray] = {
+            **{f"w {name}": w for name, w in zip(self.names, self.reward_weights.T, strict=True)},
+            "α": self.kl_weights,
+            **dict(zip(self.names, self.normalised.T, strict=True)),
+            **{f"{name} (raw)": r for name, r in zip(self.names, self.raw.T, strict=True)},
+            "KL": self.kl,
+            **{f"V {name}": v for name, v in zip(self.names, self.values.T, strict=True)},
+            "length": self.length,
+        }
+        return [
+            {name: float(column[i]) for name, column in columns.items()}
+            for i in range(len(self.kl_weights))
+        ]
+
+    def scalars(self) -> dict[str, float]:
+        """What a training run logs of an evaluation."""
+        return {
+            **{f"eval/range/{name}": value for name, value in self.ranges.items()},
+            **{f"eval/kendall_tau/{name}": value for name, value in self.controllability.items()},
+            "eval/kl": float(self.kl.mean()),
+            "eval/length": float(self.length.mean()),
+        }
+
+    def to_json(self) -> dict[str, Any]:
+        """Everything, as plain lists."""
+        fields = {
+            key: value.tolist() if isinstance(value, np.ndarray) else value
+            for key, value in vars(self).items()
+        }
+        return fields | {
+            "values": self.values.tolist(),
+            "range": self.ranges,
+            "kendall_tau": self.controllability,
+        }
+
+
+def grid(run: Run, kl_weights: Sequence[float] | None = None) -> list[tuple[float, np.ndarray]]:
+    """The weightings a run is evaluated at: (α, w [m]).
+
+    Args:
+      run: says m, and how many points there are on an edge.
+      kl_weights: None for the run's fixed α, or α_min where α varies; with one reward, for a grid
+        of α.
+
+    Raises:
+      ValueError: α outside [α_min, 1].
+    """
+    model, points = run.model, run.evaluation.grid_points
+    weights = weighting_lib.simplex_grid(model.num_objectives, points)
+    if kl_weights is None:
+        kl_weights = _kl_weights(run)
+    for kl_weight in kl_weights:
+        weighting_lib.check_kl_weight(kl_weight, model.kl_mix.kl_weight_min, "--kl_weight")
+    return [(float(a), w) for a, w in itertools.product(kl_weights, weights)]
+
+
+def _kl_weights(run: Run) -> Sequence[float]:
+    model = run.model
+    match model.kl_weight_sampler:
+        case weighting_lib.FixedKLWeight(kl_weight=fixed):
+            return [fixed]
+        case _ if model.num_objectives == 1:
+            return weighting_lib.kl_weight_grid(model.kl_mix, run.evaluation.grid_points).tolist()
+        case _:
+            return [model.kl_mix.kl_weight_min]
+
+
+def sweep(
+    policy: SteerablePolicy, run: Run, weightings: Sequence[tuple[float, np.ndarray]] | None = None
+) -> SweepResult:
+    """Generates for every validation prompt at every weighting, and scores it.
+
+    The same random numbers are used at every weighting, so that weightings are compared on equal
+    terms.
+
+    Args:
+      policy: what is evaluated.
+      run: the data, the rewards and the seed.
+      weightings: (α, w); None for `grid(run)`.
+    """
+    weightings = grid(run) if weightings is None else weightings
+    batches = list(Batches(run.infer_eval_dataset_cfg, repeat=False))
+    limit = run.evaluation.num_examples
+    totals = [_Totals(run) for _ in weightings]
+    seen = truncated = 0
+    for index, batch in enumerate(batches):
+        size = len(batch.prompts) if limit is None else min(len(batch.prompts), limit - seen)
+        if size <= 0:
+            break
+        key = jax.random.fold_in(jax.random.key(run.random_seed), index)
+        # The last batch is filled up, so that one compiled generator serves all.
+        width = run.infer_eval_dataset_cfg.batch_size
+        prompts = np.resize(batch.prompts, (width, batch.prompts.shape[1]))
+        for (kl_weight, reward_weights), total in zip(weightings, totals, strict=True):
+            weighting = Weighting(np.float32(kl_weight), np.asarray(reward_weights, np.float32))
+            rollout = jax.device_get(policy.generate(jax.device_put(weighting), prompts, key))
+            total.add(jax.tree.map(lambda x, n=size: x[:n], rollout), batch)
+        seen, truncated = seen + size, truncated + batch.truncated
+    stacked = {
+        key: np.asarray([total.means()[key] for total in totals]) for key in totals[0].means()
+    }
+    return SweepResult(
+        names=run.model.rewards.names,
+        kl_weights=np.asarray([kl_weight for kl_weight, _ in weightings]),
+        reward_weights=np.asarray([weights for _, weights in weightings]),
+        num_prompts=seen,
+        truncated_prompts=truncated,
+        samples=tuple(total.sample for total in totals),
+        **stacked,
+    )
+
+
+class _Totals:
+    """What has been seen at one weighting."""
+
+    def __init__(self, run: Run):
+        self._model = run.model
+        self._parts: list[Mapping[str, np.ndarray]] = []
+        self.sample = ""
+
+    def add(self, rollout, batch) -> None:
+        rewards, size = self._model.rewards, len(rollout.completions)
+        completions = decode(self._model, rollout.completions)
+        columns = {name: column[:size] for name, column in batch.columns.items()}
+        handle = rewards.submit(batch.prompt_texts[:size], completions, columns)
+        on_device = rewards.score_on_device(rollout.prompts, rollout.completions, rollout.mask)
+        scores = rewards.combine(jax.device_get(on_device), handle.result())
+        log_ratio = (rollout.log_probs - rollout.reference_log_probs) * rollout.mask
+        self.sample = self.sample or completions[0]
+        self._parts.append(
+            {
+                "raw": scores.raw,
+                "normalised": scores.normalised,
+                "kl": log_ratio.sum(axis=1),
+                "length": rollout.mask.sum(axis=1),
+            }
+        )
+
+    def means(self) -> dict[str, np.ndarray]:
+        return {
+            key: np.concatenate([part[key] for part in self._parts]).mean(axis=0, dtype=float)
+            for key in self._parts[0]
+        }
+
+
+def report(result: SweepResult, folder: pathlib.Path) -> None:
+    """Writes values.json and front.png to `folder`, and prints the table."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "values.json").write_text(json.dumps(result.to_json(), indent=1))
+    plots.front(result, folder / "front.png")
+    say(markdown_table(result.rows()))
+    taus = result.controllability
+    for name, spread in result.ranges.items():
+        say(f"{name}: range {spread:.3f}, Kendall tau {taus[name]:.2f}")
+    say(f"over {result.num_prompts} prompts; written to {folder}/values.json and front.png")
+    if result.truncated_prompts:
+        say(f"{result.truncated_prompts} prompts were longer than the encoder's length: truncated")

@@ -1,0 +1,91 @@
+"""Completions of a trained policy at one weighting, for text."""
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+
+import jax
+import numpy as np
+
+from clp_jax import training
+from clp_jax import weighting as weighting_lib
+from clp_jax.config import Run
+from clp_jax.data import tasks
+from clp_jax.metrics_log import say
+from clp_jax.policy import CLPPolicy
+from clp_jax.trainer import decode, prompter
+from clp_jax.weighting import Weighting
+
+
+def weighting(run: Run, reward_weights: str, kl_weight: float | None) -> Weighting:
+    """The weighting that a command line asks for.
+
+    Args:
+      run: the trained run.
+      reward_weights: "0.8,0.2", in the order of the rewards.
+      kl_weight: α; None for the run's α_min.
+
+    Raises:
+      ValueError: not numbers, or not on the simplex, or α outside [α_min, 1].
+    """
+    try:
+        numbers = [float(part) for part in reward_weights.split(",")]
+    except ValueError:
+        raise ValueError(f"--reward_weights={reward_weights} is not a list of numbers") from None
+    weights = weighting_lib.check_reward_weights(
+        numbers, run.model.num_objectives, "--reward_weights"
+    )
+    lowest = run.model.kl_mix.kl_weight_min
+    alpha = lowest if kl_weight is None else kl_weight
+    weighting_lib.check_kl_weight(alpha, lowest, "--kl_weight")
+    return Weighting(np.float32(alpha), np.asarray(weights, np.float32))
+
+
+class Generator:
+    """A trained policy at one weighting.
+
+    Args:
+      run: the trained run.
+      weighting: (α, w).
+      temperature: 0 for greedy.
+      seed: of sampling.
+      step: which checkpoint; None for the latest.
+    """
+
+    def __init__(
+        self, run: Run, weighting: Weighting, temperature: float = 0.0, seed: int = 0,
+        step: int | None = None,
+    ):  # fmt: skip
+        clp = run.clp
+        clp = dataclasses.replace(
+            clp, decoding=dataclasses.replace(clp.decoding, temperature=temperature)
+        )
+        state, reference = training.restore(run, step)
+        self._policy = CLPPolicy(clp, state.params, reference, prompter(run.model))
+        self._run, self._weighting, self._seed = run, weighting, seed
+
+    @property
+    def weights(self) -> dict[str, object]:
+        """The weighting, for the output."""
+        names = self._run.model.rewards.names
+        weights = [round(float(w), 6) for w in self._weighting.reward_weights]
+        return {
+            "reward_weights": dict(zip(names, weights, strict=True)),
+            "kl_weight": round(float(self._weighting.kl_weight), 6),
+        }
+
+    def __call__(self, documents: Sequence[str], batch_size: int = 32) -> Iterator[str]:
+        """One completion of each document; says how many were too long for the encoder."""
+        model, length = self._run.model, self._run.max_prompt_length
+        prefix = tasks.prompt_prefix(self._run.train_dataset_cfg.mixture_or_task_name)
+        tokens = [[*model.vocabulary.encode(prefix + d), model.eos_id] for d in documents]
+        if too_long := sum(len(row) > length for row in tokens):
+            say(f"{too_long} of {len(tokens)} prompts are longer than {length} tokens: truncated")
+        weighting = jax.device_put(self._weighting)
+        for start in range(0, len(tokens), batch_size):
+            rows = tokens[start : start + batch_size]
+            prompts = np.zeros([batch_size, length], np.int32)
+            for i, row in enumerate(rows):
+                prompts[i, : min(len(row), length)] = row[:length]
+            key = jax.random.fold_in(jax.random.key(self._seed), start)
+            rollout = self._policy.generate(weighting, prompts, key)
+            yield from decode(model, jax.device_get(rollout.completions)[: len(rows)])

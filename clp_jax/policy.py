@@ -1,0 +1,106 @@
+"""Steerable policies: a weighting in, a generator out.
+
+Everything that is steered at inference (CLP, and later soups, logit mixing and prompting) has this
+one interface, which evaluation, generation and export use.
+"""
+
+import functools
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import jax
+import numpy as np
+
+from clp_jax import prompting
+from clp_jax import train_step as clp_step
+from clp_jax.conditioning import CLPParams, condition
+from clp_jax.rollout import Rollout
+from clp_jax.train_step import CLP
+from clp_jax.weighting import Weighting
+
+Params = Any
+
+
+class SteerablePolicy(Protocol):
+    """Generates for any weighting, compiled once for all of them."""
+
+    def generate(self, weighting: Weighting, prompts: np.ndarray, key: jax.Array) -> Rollout:
+        """Completions of `prompts`, scored under the policy and the reference.
+
+        Args:
+          weighting: one weighting: kl_weight [], reward_weights [m].
+          prompts: encoder tokens, [B, E] int32, padded with 0.
+          key: PRNG key; each example gets its own.
+        """
+
+
+class CLPPolicy:
+    """A conditional language policy φ with its reference.
+
+    Args:
+      clp: network, decoding and f_mix.
+      params: φ.
+      reference: θ_ref.
+      prompter: writes w into the prompts, for policies trained with CONDITION_PROMPT.
+    """
+
+    def __init__(
+        self, clp: CLP, params: CLPParams, reference: Params,
+        prompter: "Prompter | None" = None,
+    ):  # fmt: skip
+        self._clp, self._params, self._reference = clp, params, reference
+        self._prompter = prompter
+        self._generate = jax.jit(functools.partial(_generate, clp))
+
+    def generate(self, weighting: Weighting, prompts: np.ndarray, key: jax.Array) -> Rollout:
+        """See `SteerablePolicy.generate`."""
+        if self._prompter is not None:
+            prompts = self._prompter(prompts, np.asarray(weighting.reward_weights))
+        return self._generate(
+            self._params, self._reference, jax.device_put(prompts), weighting, key
+        )
+
+    def language_model(self, weighting: Weighting) -> Params:
+        """θ^{α,w}, the plain LM parameters at one weighting."""
+        return condition(self._params, self._reference, weighting, self._clp.kl_mix)
+
+
+def _generate(clp, params, reference, prompts, weighting, key):
+    grouped = Weighting(weighting.kl_weight[None], weighting.reward_weights[None])
+    rollout = clp_step.generate(clp, params, reference, prompts, grouped, key)
+    return clp_step.score(clp, reference, rollout)
+
+
+class Prompter:
+    """Writes reward weights in front of token prompts (App. A.2).
+
+    Args:
+      vocabulary: SeqIO vocabulary.
+      names: what the objectives are called in the prompt.
+      repetitions: how often each weight is written.
+    """
+
+    def __init__(self, vocabulary: Any, names: Sequence[str], repetitions: int):
+        self._vocabulary, self._names, self._repetitions = vocabulary, names, repetitions
+        # Room for the longest prefix, so that a prompt loses nothing to it.
+        grid = np.linspace(0, 1, 101)[:, None] * np.ones(len(names))
+        self.length = max(len(vocabulary.encode(self.text(weights))) for weights in grid)
+
+    def __call__(self, prompts: np.ndarray, reward_weights: np.ndarray) -> np.ndarray:
+        """Prompts [B, E] with the weights [m] or [k, m] of each of k groups in front.
+
+        Returns:
+          [B, E + P], P being `self.length`, the tokens of the longest prefix.
+        """
+        groups = np.atleast_2d(reward_weights)
+        parts = np.split(np.pad(prompts, ((0, 0), (0, self.length))), len(groups))
+        return np.concatenate(
+            [self._prepend(part, weights) for part, weights in zip(parts, groups, strict=True)]
+        )
+
+    def text(self, reward_weights: np.ndarray) -> str:
+        """The prefix itself."""
+        return prompting.weight_prefix(self._names, reward_weights, self._repetitions)
+
+    def _prepend(self, prompts: np.ndarray, weights: np.ndarray) -> np.ndarray:
+        return prompting.prepend(self._vocabulary.encode(self.text(weights)), prompts)[0]

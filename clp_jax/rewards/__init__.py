@@ -1,0 +1,1 @@
+"""Rewards R_i(x, y): stack (`base`), names (`registry`), ROUGE (`rouge`); paper, App. B."""

@@ -1,0 +1,219 @@
+"""Calling host rewards: their columns, what they return, and threads to run them in."""
+
+import inspect
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
+from typing import Any
+
+import numpy as np
+
+
+class RewardError(RuntimeError):
+    """A reward failed, or returned something that is not one finite score per completion."""
+
+
+def check_scores(name: str, scores: Any, count: int) -> np.ndarray:
+    """What a reward returned, as float32 [count].
+
+    Args:
+      name: the reward's name, for the message.
+      scores: what it returned: a sequence of numbers, or an array [count].
+      count: how many completions it was given.
+
+    Returns:
+      float32 [count].
+
+    Raises:
+      RewardError: None, a wrong count or shape, a value that is None, not a number, NaN or
+        infinite (also: beyond float32).
+    """
+    scores = _materialised(scores)
+    if isinstance(scores, np.ndarray) and scores.ndim != 1:
+        raise RewardError(
+            f"reward {name!r} returned an array of shape {scores.shape}; expected ({count},)"
+        )
+    if not isinstance(scores, Iterable) or isinstance(scores, str | bytes | Mapping | Set):
+        raise RewardError(
+            f"reward {name!r} returned {_shown(scores)}; expected a sequence of {count} numbers"
+        )
+    values = list(scores)
+    if len(values) != count:
+        raise RewardError(f"reward {name!r} returned {len(values)} scores for {count} completions")
+    with np.errstate(over="ignore"):  # beyond float32 becomes inf, which is caught below
+        numbers = np.asarray(
+            [_number(name, value, i, count) for i, value in enumerate(values)], np.float64
+        ).astype(np.float32)
+    for i in np.flatnonzero(~np.isfinite(numbers)):
+        raise RewardError(
+            f"reward {name!r} returned {values[i]} for completion {i} of {count}; "
+            "expected a finite number"
+        )
+    return numbers
+
+
+def _materialised(scores: Any) -> Any:
+    """Arrays of any library as numpy arrays, iterators as lists, the rest as it is."""
+    if hasattr(scores, "__array__"):
+        return np.asarray(scores)
+    return list(scores) if isinstance(scores, Iterator) else scores
+
+
+def _number(name: str, value: Any, index: int, count: int) -> float:
+    """`value` as a float, or an error that says where it stood."""
+    try:
+        # float() would also read text, drop the axes of a one-element array and imaginary parts.
+        text = isinstance(value, str | bytes | bytearray)
+        if text or np.ndim(value) != 0 or np.iscomplexobj(value):
+            raise TypeError
+        return float(value)
+    except OverflowError:  # an int or fraction beyond float64
+        return np.inf
+    except (TypeError, ValueError):
+        raise RewardError(
+            f"reward {name!r} returned {_shown(value)} for completion {index} of {count}; "
+            "expected a finite number"
+        ) from None
+
+
+def _shown(value: Any) -> str:
+    if value is None:
+        return "None"
+    text = repr(value)
+    return f"{text if len(text) <= 60 else text[:57] + '...'} ({type(value).__name__})"
+
+
+class HostReward:
+    """A host reward with its name, the columns it takes, and a lock.
+
+    Attributes:
+      name: display name.
+      columns: names of the columns that must be there: the reward's own `columns` attribute and
+        every parameter without a default after the first two.
+    """
+
+    def __init__(self, name: str, function: Callable[..., Any]):
+        self.name = name
+        self._function = function
+        # Two batches may be in flight, and a user's function need not be thread-safe.
+        self._lock = threading.Lock()
+        first_two, named, required, self._takes_all = _parameters(name, function)
+        # A column that is called as one of the first two would be given twice.
+        self._excluded = frozenset(first_two)
+        self._named = frozenset(named)
+        declared = getattr(function, "columns", ())
+        if isinstance(declared, str):
+            raise ValueError(f"columns of reward {name!r} is {declared!r}; expected a tuple")
+        self.columns = tuple(dict.fromkeys((*declared, *required)))
+
+    def __call__(
+        self,
+        prompts: Sequence[str],
+        completions: Sequence[str],
+        columns: Mapping[str, Sequence[Any]],
+    ) -> np.ndarray:
+        """Checked scores, float32 [B].
+
+        Raises:
+          RewardError: the reward raised (chained), or `check_scores` refuses what it returned.
+        """
+        # Copies: a reward that sorts its arguments must not disturb the others.
+        taken = {
+            key: list(values)
+            for key, values in columns.items()
+            if key not in self._excluded and (self._takes_all or key in self._named)
+        }
+        try:
+            with self._lock:
+                scores = self._function(list(prompts), list(completions), **taken)
+                scores = _materialised(scores)  # a generator runs, and may raise, here
+        except BaseException as error:  # in a thread, SystemExit would vanish
+            raise RewardError(
+                f"reward {self.name!r} raised {type(error).__name__}: {error}"
+            ) from error
+        return check_scores(self.name, scores, len(completions))
+
+
+def _parameters(
+    name: str, function: Callable[..., Any]
+) -> tuple[list[str], list[str], list[str], bool]:
+    """(first two parameters, other named ones, those of them without a default, has **kwargs)."""
+    if not callable(function):
+        raise ValueError(
+            f"reward {name!r} is {_shown(function)}; "
+            "expected a function reward(prompts, completions, **columns)"
+        )
+    try:
+        signature = inspect.signature(function)
+    except ValueError:  # some functions written in C have none
+        return [], [], [], True
+    parameters = list(signature.parameters.values())
+    positional = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    variadic = any(p.kind is p.VAR_POSITIONAL for p in parameters)
+    if len(positional) < 2 and not variadic:
+        raise ValueError(
+            f"reward {name!r} has the signature {signature}; "
+            "expected reward(prompts, completions, **columns)"
+        )
+    others = [
+        p
+        for p in parameters
+        if p not in positional[:2] and p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)
+    ]
+    return (
+        [p.name for p in positional[:2]],
+        [p.name for p in others],
+        [p.name for p in others if p.default is p.empty],
+        any(p.kind is p.VAR_KEYWORD for p in parameters),
+    )
+
+
+class HostScores:
+    """Host scoring under way: one thread per reward.
+
+    The threads are daemons: a reward that never returns does not keep the program from ending.
+
+    Attributes:
+      seconds: {name: wall-clock seconds}; filled by the time `result` returns.
+    """
+
+    def __init__(
+        self,
+        rewards: Iterable[HostReward],
+        prompts: Sequence[str],
+        completions: Sequence[str],
+        columns: Mapping[str, Sequence[Any]],
+    ):
+        self.seconds: dict[str, float] = {}
+        self._scores: dict[str, np.ndarray] = {}
+        self._errors: dict[str, BaseException] = {}
+        batch = (prompts, completions, columns)
+        self._threads = {
+            reward.name: threading.Thread(
+                target=self._run, args=(reward, batch), name=f"reward-{reward.name}", daemon=True
+            )
+            for reward in rewards
+        }
+        for thread in self._threads.values():
+            thread.start()
+
+    def _run(self, reward: HostReward, batch: tuple[Any, Any, Any]) -> None:
+        start = time.perf_counter()
+        try:
+            self._scores[reward.name] = reward(*batch)
+        except BaseException as error:
+            self._errors[reward.name] = error
+        self.seconds[reward.name] = time.perf_counter() - start
+
+    def result(self) -> dict[str, np.ndarray]:
+        """Waits for every reward: {name: raw scores, float32 [B]}, in the stack's order.
+
+        Raises:
+          RewardError: that of the first reward, in the stack's order, that failed.
+        """
+        for thread in self._threads.values():
+            thread.join()
+        for name in self._threads:
+            if name in self._errors:
+                raise self._errors[name]
+        return {name: self._scores[name] for name in self._threads}

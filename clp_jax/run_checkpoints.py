@@ -1,0 +1,86 @@
+"""Checkpoints of a training run: its state and the position in its data, written as one."""
+
+import pathlib
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+
+from clp_jax.config import SaveCheckpointConfig
+from clp_jax.data.batches import Batches
+from clp_jax.models.checkpoints import check_structure
+
+_HINT = "; the number of rewards (m), SUBSET and the model must be those of the checkpoint"
+
+
+class RunCheckpoints:
+    """The checkpoints under one directory; a step's checkpoint is there whole or not at all.
+
+    Args:
+      directory: made if it is missing.
+      config: how many to keep.
+    """
+
+    def __init__(self, directory: pathlib.Path, config: SaveCheckpointConfig | None = None):
+        self._directory = directory.resolve()
+        options = ocp.CheckpointManagerOptions(
+            max_to_keep=config.keep if config else None, create=config is not None,
+            read_only=config is None,
+        )  # fmt: skip
+        self._manager = ocp.CheckpointManager(self._directory, options=options)
+
+    def latest_step(self) -> int | None:
+        """The newest step with a whole checkpoint."""
+        return self._manager.latest_step()
+
+    def save(self, step: int, state: Any, batches: Batches) -> None:
+        """Starts to write `state` and the data position; returns before it is on disk."""
+        self._manager.save(
+            step,
+            args=ocp.args.Composite(
+                state=ocp.args.StandardSave(state),
+                position=ocp.args.StandardSave(batches.position()),
+            ),
+        )
+
+    def restore(
+        self, template: Any, step: int | None = None, batches: Batches | None = None
+    ) -> Any:
+        """Reads a state, and moves `batches` to where it stood then.
+
+        Args:
+          template: a state, or the shapes of one.
+          step: which checkpoint; None for the latest.
+          batches: moved if given.
+
+        Raises:
+          ValueError: no checkpoint, or one of another m, S or model size.
+        """
+        step = self.check(template, step)
+        items = {"state": ocp.args.StandardRestore(_shapes(template))}
+        if batches is not None:
+            items["position"] = ocp.args.StandardRestore()
+        restored = self._manager.restore(step, args=ocp.args.Composite(**items))
+        if batches is not None:
+            batches.restore(restored["position"])
+        return restored["state"]
+
+    def check(self, template: Any, step: int | None = None) -> int:
+        """Returns the step to restore; raises as `restore` does, but reads no arrays."""
+        step = self.latest_step() if step is None else step
+        if step is None or step not in self._manager.all_steps():
+            known = ", ".join(map(str, self._manager.all_steps())) or "none"
+            wanted = "no checkpoint" if step is None else f"no checkpoint of step {step}"
+            raise ValueError(f"{wanted} in {self._directory}; steps there: {known}")
+        found = self._manager.item_metadata(step)
+        check_structure(found["state"].tree, template, f"{self._directory}/{step}", _HINT)
+        return step
+
+    def close(self) -> None:
+        """Waits until everything is on disk."""
+        self._manager.wait_until_finished()
+        self._manager.close()
+
+
+def _shapes(tree: Any) -> Any:
+    return jax.tree.map(ocp.utils.to_shape_dtype_struct, tree)

@@ -1,0 +1,29 @@
+"""Supervised finetuning of the reference policy on the reference summaries.
+
+Writes MODEL_DIR/reference. Give that MODEL_DIR to clp_jax.train as INITIAL_CHECKPOINT_PATH, or run
+clp_jax.train in the same MODEL_DIR.
+
+  python -m clp_jax.sft --gin_file=gin/clp_attn.gin --gin_file=gin/briefs.gin
+"""
+
+import sys
+from collections.abc import Sequence
+
+
+def main(argv: Sequence[str]) -> None:
+    """The command."""
+    from clp_jax import command_line
+
+    with command_line.errors("clp_jax.sft"):
+        run, _ = command_line.configured_run(__doc__, argv)
+        if run.sft.steps < 1:
+            raise ValueError(f"SFT_STEPS={run.sft.steps} leaves nothing to do")
+        command_line.claim_model_dir(run.model_dir, "sft")
+
+    from clp_jax import supervised
+
+    supervised.finetune(run)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

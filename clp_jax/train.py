@@ -1,0 +1,39 @@
+"""Train a conditional language policy (CLP): one model, steered at inference by (α, w).
+
+  python -m clp_jax.train --gin_file=gin/clp_attn.gin --gin_file=gin/briefs.gin
+
+A run that was killed goes on when the same command is given again.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+
+def _add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--dry_run",
+        action="store_true",
+        help="print the resolved run, its shapes and memory, write nothing, and exit",
+    )
+
+
+def main(argv: Sequence[str]) -> None:
+    """The command."""
+    from clp_jax import command_line
+
+    with command_line.errors("clp_jax.train"):
+        run, flags = command_line.configured_run(__doc__, argv, _add_arguments)
+        from clp_jax import training
+
+        training.check(run)
+        if flags.dry_run:
+            training.dry_run(run)
+            return
+        command_line.claim_model_dir(run.model_dir)
+        training.check_checkpoint(run)
+    training.train(run)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

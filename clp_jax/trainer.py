@@ -1,0 +1,141 @@
+"""The host's side of one CLP step: compiled functions, weightings, text and host rewards."""
+
+import functools
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from clp_jax import train_step as clp_step
+from clp_jax import weighting as weighting_lib
+from clp_jax.config import CLPModel, Run
+from clp_jax.data.batches import Batch
+from clp_jax.policy import Prompter
+from clp_jax.rollout import Rollout
+from clp_jax.train_step import TrainState
+from clp_jax.weighting import Weighting
+
+Params = Any
+
+_SAMPLES = 4  # completions in each table of samples
+
+
+class Trainer:
+    """Algorithm 1, lines 3-7, with rewards that may run on the host.
+
+    The step is cut where the host is needed: `generate` on the device, then rewards on the host
+    while the device computes the reference's log-probabilities and its own rewards, then `update`.
+
+    Args:
+      run: the configuration.
+      reference: θ_ref, on the device.
+    """
+
+    def __init__(self, run: Run, reference: Params):
+        model = run.model
+        self._model, self._reference = model, reference
+        clp = run.clp
+        self.generate = jax.jit(functools.partial(clp_step.generate, clp))
+        self.score = jax.jit(functools.partial(_score, clp, model))
+        self.update = jax.jit(functools.partial(clp_step.update, clp), donate_argnums=0)
+        self._draw = jax.jit(functools.partial(_draw, model))
+        self._seed = run.random_seed
+        self._prompter = prompter(model)
+        self._samples: list[dict[str, Any]] = []
+
+    def __call__(
+        self, state: TrainState, batch: Batch, step: int
+    ) -> tuple[TrainState, dict[str, Any]]:
+        """One step; the returned metrics may still be under way on the device.
+
+        Args:
+          state: donated.
+          batch: prompts and the columns that rewards read.
+          step: steps done before; with the run's seed it determines all randomness.
+        """
+        rewards = self._model.rewards
+        key, weighting = self._draw(*jax.device_put((np.int32(self._seed), np.int32(step))))
+        prompts = batch.prompts
+        if self._prompter is not None:
+            prompts = self._prompter(prompts, jax.device_get(weighting.reward_weights))
+        rollout = self.generate(
+            state.params, self._reference, jax.device_put(prompts), weighting, key
+        )
+        rollout, on_device = self.score(self._reference, rollout)
+        completions = self.decode(rollout.completions)
+        handle = rewards.submit(batch.prompt_texts, completions, batch.columns)
+        scores = rewards.combine(jax.device_get(on_device), handle.result())
+        state, metrics = self.update(
+            state, self._reference, rollout, jax.device_put(scores.normalised), weighting, key
+        )
+        self._keep_samples(batch, completions, scores, weighting)
+        return state, {
+            **{
+                f"rewards/{n}": v
+                for n, v in zip(rewards.names, scores.normalised.mean(0), strict=True)
+            },
+            **{
+                f"rewards_raw/{n}": v
+                for n, v in zip(rewards.names, scores.raw.mean(0), strict=True)
+            },
+            **metrics,
+            "data/truncated_prompts": batch.truncated,
+            **{f"timing/reward_seconds/{n}": s for n, s in handle.seconds.items()},
+        }
+
+    def decode(self, completions: jax.Array) -> list[str]:
+        """Tokens [B, L] -> B texts; waits for the device."""
+        return decode(self._model, jax.device_get(completions))
+
+    def samples(self) -> Sequence[Mapping[str, Any]]:
+        """The table of sample completions of the last step, with w, α and every reward."""
+        return self._samples
+
+    def _keep_samples(self, batch: Batch, completions: list[str], scores, weighting: Weighting):
+        names = self._model.rewards.names
+        weights, kl_weight = jax.device_get((weighting.reward_weights, weighting.kl_weight))
+        group = np.arange(len(completions)) * len(kl_weight) // len(completions)
+        # One from each part of the batch, so that several weightings show where there are several.
+        rows = np.linspace(0, len(completions) - 1, min(_SAMPLES, len(completions))).astype(int)
+        self._samples = [
+            {
+                **{f"w/{n}": float(w) for n, w in zip(names, weights[group[row]], strict=True)},
+                "α": float(kl_weight[group[row]]),
+                **{n: float(r) for n, r in zip(names, scores.normalised[row], strict=True)},
+                "completion": completions[row],
+                "prompt": batch.prompt_texts[row],
+            }
+            for row in rows
+        ]
+
+
+def prompter(model: CLPModel) -> Prompter | None:
+    """What writes w into the prompts, where the model is trained with CONDITION_PROMPT."""
+    if not model.condition_prompt:
+        return None
+    return Prompter(model.vocabulary, model.rewards.names, model.prompt_repetitions)
+
+
+def decode(model: CLPModel, completions: np.ndarray) -> list[str]:
+    """Tokens [B, L] -> B texts, each up to its EOS."""
+    return [model.vocabulary.decode(row) for row in completions.tolist()]
+
+
+def _draw(model: CLPModel, seed: jax.Array, step: jax.Array) -> tuple[jax.Array, Weighting]:
+    """The key of a step, and its weightings (Algorithm 1, line 3)."""
+    weighting_key, key = jax.random.split(jax.random.fold_in(jax.random.key(seed), step))
+    weighting = weighting_lib.sample_weightings(
+        weighting_key,
+        model.kl_weight_sampler,
+        model.reward_weights_sampler,
+        model.weightings_per_batch,
+    )
+    return key, jax.tree.map(lambda x: x.astype(jnp.float32), weighting)
+
+
+def _score(clp, model: CLPModel, reference: Params, rollout: Rollout):
+    """The reference's log-probabilities and the rewards that run on the device."""
+    on_device = model.rewards.score_on_device(rollout.prompts, rollout.completions, rollout.mask)
+    return clp_step.score(clp, reference, rollout), on_device

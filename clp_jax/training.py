@@ -1,0 +1,171 @@
+"""A CLP training run from its configuration to its last checkpoint."""
+
+import pathlib
+from typing import Any
+
+import jax
+
+from clp_jax import conditioning, describe, loop, supervised
+from clp_jax import train_step as clp_step
+from clp_jax.config import Run
+from clp_jax.data import tasks
+from clp_jax.data.batches import Batches
+from clp_jax.evaluation import sweep
+from clp_jax.metrics_log import MetricsLog, say
+from clp_jax.models import checkpoints
+from clp_jax.policy import CLPPolicy
+from clp_jax.run_checkpoints import RunCheckpoints
+from clp_jax.train_step import TrainState
+from clp_jax.trainer import Trainer, prompter
+
+Params = Any
+
+
+def check(run: Run) -> None:
+    """Raises ValueError for whatever would stop the run, before anything is compiled.
+
+    Checked: the Tasks exist, the rewards find their columns, S matches parameters, and the
+    reference policy has somewhere to come from.
+    """
+    for config in (run.train_dataset_cfg, run.infer_eval_dataset_cfg):
+        name = config.mixture_or_task_name
+        tasks.check_task(name)
+        records = tasks.columns(name, config.split)
+        available = ("document", "summary") if records is None else tuple(records[0])
+        run.model.rewards.check_columns(available, f"task {name!r}, split {config.split!r}")
+    state_shapes(run)
+    if not (has_reference(run) or run.checkpoint_cfg.restore.path or run.sft.steps):
+        if not run.sft.init_from_scratch:
+            raise ValueError(
+                "the reference policy has no parameters: set INITIAL_CHECKPOINT_PATH, or SFT_STEPS "
+                "to train it here, or INIT_FROM_SCRATCH=True to try things out on a random one"
+            )
+    elif run.checkpoint_cfg.restore.path and not has_reference(run):
+        checkpoints.check_params(run.checkpoint_cfg.restore.path, reference_shapes(run))
+
+
+def check_checkpoint(run: Run) -> None:
+    """Raises ValueError if MODEL_DIR holds a checkpoint of another m, S or model size."""
+    saved = RunCheckpoints(_folder(run))
+    if saved.latest_step() is not None:
+        saved.check(state_shapes(run))
+    saved.close()
+
+
+def dry_run(run: Run) -> None:
+    """Prints the resolved run and the shapes of its state; writes nothing."""
+    say(describe.resolved_run(run, state_shapes(run)))
+    print(describe.shapes(state_shapes(run)))
+
+
+def train(run: Run) -> TrainState:
+    """Trains to `run.total_steps`, from MODEL_DIR's last checkpoint if there is one.
+
+    Returns:
+      The last state; MODEL_DIR holds its checkpoint, logs, and an evaluation.
+    """
+    say(describe.resolved_run(run, state_shapes(run)))
+    folder = pathlib.Path(run.model_dir)
+    reference = load_reference(run)
+    batches = Batches(run.train_dataset_cfg, repeat=True, seed=run.random_seed)
+    saved = RunCheckpoints(_folder(run), run.checkpoint_cfg.save)
+    state = clp_step.init_train_state(
+        run.clp, reference, run.model.subset, run.model.num_objectives
+    )
+    first_step = saved.latest_step() or 0
+    if first_step:
+        say(f"resuming from step {first_step} of {run.model_dir}")
+        state = saved.restore(state, first_step, batches)
+    log = MetricsLog(folder, first_step)
+
+    def evaluate(state: TrainState, step: int) -> None:
+        policy = CLPPolicy(run.clp, state.params, reference, prompter(run.model))
+        result = sweep.sweep(policy, run)
+        sweep.report(result, folder / "evaluation" / str(step))
+        log.scalars(step, result.scalars())
+
+    try:
+        return loop.train(
+            Trainer(run, reference),
+            state,
+            batches,
+            what="clp",
+            first_step=first_step,
+            total_steps=run.total_steps,
+            stats_period=run.stats_period,
+            save_period=run.checkpoint_cfg.save.period,
+            log=log,
+            checkpoints=saved,
+            evaluate=evaluate,
+            eval_period=run.eval_period,
+        )
+    finally:
+        saved.close()
+        log.close()
+
+
+def restore(run: Run, step: int | None = None) -> tuple[TrainState, Params]:
+    """A trained run's state and reference.
+
+    Args:
+      run: as it was trained.
+      step: which checkpoint; None for the latest.
+    """
+    saved = RunCheckpoints(_folder(run))
+    state = saved.restore(state_shapes(run), step)
+    saved.close()
+    return state, checkpoints.load_params(run.model_dir, reference_shapes(run))
+
+
+def restore_policy(run: Run, step: int | None = None) -> tuple[CLPPolicy, int]:
+    """A trained run's policy, and the step its checkpoint was made at."""
+    state, reference = restore(run, step)
+    policy = CLPPolicy(run.clp, state.params, reference, prompter(run.model))
+    return policy, int(state.step)
+
+
+def has_reference(run: Run) -> bool:
+    """Whether MODEL_DIR holds its reference policy already."""
+    return pathlib.Path(run.model_dir, checkpoints.REFERENCE).is_dir()
+
+
+def load_reference(run: Run) -> Params:
+    """θ_ref: from MODEL_DIR, else a checkpoint, else supervised finetuning, else random.
+
+    The run's own copy is written to MODEL_DIR/reference the first time, and only read from then on.
+    """
+    if has_reference(run):
+        return checkpoints.load_params(run.model_dir, reference_shapes(run))
+    if run.checkpoint_cfg.restore.path:
+        reference = checkpoints.load_params(run.checkpoint_cfg.restore.path, reference_shapes(run))
+    elif run.sft.steps:
+        return supervised.finetune(run)
+    else:
+        say("the reference policy is a random one (INIT_FROM_SCRATCH)")
+        reference = supervised.init_params(run)
+    checkpoints.save_params(pathlib.Path(run.model_dir, checkpoints.REFERENCE), reference)
+    return reference
+
+
+def reference_shapes(run: Run) -> Params:
+    """Shapes of θ_ref."""
+    return jax.eval_shape(lambda: supervised.init_params(run))
+
+
+def state_shapes(run: Run) -> TrainState:
+    """Shapes of the training state; nothing is compiled or allocated."""
+    return jax.eval_shape(
+        lambda reference: clp_step.init_train_state(
+            run.clp, reference, run.model.subset, run.model.num_objectives
+        ),
+        reference_shapes(run),
+    )
+
+
+def parameter_count(run: Run) -> conditioning.ParameterCount:
+    """What S costs in this run."""
+    return conditioning.count_parameters(state_shapes(run).params, run.model.num_objectives)
+
+
+def _folder(run: Run) -> pathlib.Path:
+    return pathlib.Path(run.model_dir, "checkpoints")

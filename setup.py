@@ -1,0 +1,50 @@
+"""Packaging of clp-jax. Tool settings (ruff, mypy, pytest) live in pyproject.toml."""
+
+from setuptools import find_packages, setup
+
+# Every lower bound is a version that the test suite was run against.
+INSTALL_REQUIRES = [
+    # 0.12 is unreleased, and JAX's minor releases may break API.
+    "jax>=0.10,<0.12",
+    "flax>=0.12.8",
+    "optax>=0.2.8",
+    "orbax-checkpoint>=0.12.8",
+    "numpy>=2.0",
+    "clu>=0.0.12",
+    # clu's SummaryWriter imports tensorboard but does not require it.
+    "tensorboard>=2.20",
+    "gin-config>=0.5.0",
+    # seqio brings tensorflow-text, which brings `tensorflow`. Naming `tensorflow-cpu` here as well
+    # would install TensorFlow twice over the same files: leave it out.
+    "seqio>=0.0.20",
+    "sentencepiece>=0.2",
+    "rouge-score>=0.1.2",
+    "matplotlib>=3.10",
+]
+
+EXTRAS_REQUIRE = {
+    "test": [
+        "pytest>=9",
+        "pytest-xdist>=3.8",
+        "hypothesis>=6.150",
+        "scipy>=1.14",
+        "ruff>=0.15",
+        "mypy>=1.20",
+    ],
+    # Chips, and ahead-of-time compilation for them on a CPU host.
+    "tpu": ["jax[tpu]>=0.10,<0.12"],
+    # What t5x (installed from its git repository) imports and does not declare on PyPI.
+    "t5x": ["fiddle", "grain", "cached_property", "pyglove", "editdistance", "jaxtyping"],
+}
+
+setup(
+    name="clp-jax",
+    version="0.1.0",
+    description="Conditional Language Policy: steerable multi-objective finetuning in JAX",
+    license="Apache-2.0",
+    python_requires=">=3.11",
+    packages=find_packages(include=["clp_jax", "clp_jax.*"]),
+    package_data={"clp_jax.data.briefs": ["*.model"]},
+    install_requires=INSTALL_REQUIRES,
+    extras_require=EXTRAS_REQUIRE,
+)

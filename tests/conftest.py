@@ -1,0 +1,37 @@
+import jax
+import jax.numpy as jnp
+import pytest
+
+from clp_jax.models.t5 import T5Config, Transformer
+
+
+@pytest.fixture(scope="session")
+def module():
+    """A T5 1.1 that is small enough to differentiate in a second."""
+    return Transformer(
+        T5Config(
+            vocab_size=24,
+            emb_dim=16,
+            num_heads=2,
+            num_encoder_layers=1,
+            num_decoder_layers=2,
+            head_dim=8,
+            mlp_dim=32,
+            mlp_activations=("gelu", "linear"),
+            dropout_rate=0.0,
+        )
+    )
+
+
+@pytest.fixture(scope="session")
+def reference(module):
+    """θ_ref of `module`, scaled so that its distributions are far from uniform."""
+    tokens = jnp.ones([1, 4], jnp.int32)
+    params = module.init(jax.random.key(0), tokens, tokens, tokens, enable_dropout=False)["params"]
+    return jax.tree.map(lambda x: 1.5 * x, params)
+
+
+@pytest.fixture
+def prompts():
+    """Four prompts of different lengths, padded with 0."""
+    return jnp.array([[5, 6, 7, 1], [8, 9, 1, 0], [10, 1, 0, 0], [11, 12, 13, 1]], jnp.int32)
