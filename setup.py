@@ -17,6 +17,8 @@ INSTALL_REQUIRES = [
     # seqio brings tensorflow-text, which brings `tensorflow`. Naming `tensorflow-cpu` here as well
     # would install TensorFlow twice over the same files: leave it out.
     "seqio>=0.0.20",
+    # tensorflow-datasets imports it and does not require it.
+    "importlib_resources>=6.5",
     "sentencepiece>=0.2",
     "rouge-score>=0.1.2",
     "matplotlib>=3.10",

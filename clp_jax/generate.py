@@ -7,10 +7,10 @@ Each input line is a JSON object with a "document"; --input=- reads standard inp
 """
 
 import argparse
+import contextlib
 import json
 import sys
-from collections.abc import Iterable, Iterator, Sequence
-from typing import Any
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 
 def main(argv: Sequence[str]) -> None:
@@ -26,14 +26,16 @@ def main(argv: Sequence[str]) -> None:
         generator = generation.Generator(run, weighting, flags.temperature, flags.seed, flags.step)
         records = list(_records(flags.input, flags.document_field))
         completions = generator([record["document"] for record in records], flags.batch_size)
-    output = open(flags.output, "w", encoding="utf-8") if flags.output else sys.stdout  # noqa: SIM115
-    with output:
+    with contextlib.ExitStack() as stack:
+        output = sys.stdout
+        if flags.output:
+            output = stack.enter_context(open(flags.output, "w", encoding="utf-8"))
         for record, completion in zip(records, completions, strict=True):
             row = {"document": record["document"], "completion": completion, **generator.weights}
-            output.write(json.dumps(row, ensure_ascii=False) + "\n")
+            print(json.dumps(row, ensure_ascii=False), file=output)
 
 
-def _records(path: str, field: str) -> Iterable[dict[str, Any]]:
+def _records(path: str, field: str) -> Iterable[Mapping[str, str]]:
     from clp_jax.data import tasks
 
     if path != "-":
@@ -41,7 +43,7 @@ def _records(path: str, field: str) -> Iterable[dict[str, Any]]:
     return _parsed(sys.stdin, field)
 
 
-def _parsed(lines: Iterable[str], field: str) -> Iterator[dict[str, Any]]:
+def _parsed(lines: Iterable[str], field: str) -> Iterator[Mapping[str, str]]:
     from clp_jax.data import tasks
 
     for number, line in enumerate(lines, start=1):

@@ -37,7 +37,7 @@ def weighting(run: Run, reward_weights: str, kl_weight: float | None) -> Weighti
     lowest = run.model.kl_mix.kl_weight_min
     alpha = lowest if kl_weight is None else kl_weight
     weighting_lib.check_kl_weight(alpha, lowest, "--kl_weight")
-    return Weighting(np.float32(alpha), np.asarray(weights, np.float32))
+    return Weighting.of(alpha, weights)
 
 
 class Generator:
@@ -80,12 +80,11 @@ class Generator:
         tokens = [[*model.vocabulary.encode(prefix + d), model.eos_id] for d in documents]
         if too_long := sum(len(row) > length for row in tokens):
             say(f"{too_long} of {len(tokens)} prompts are longer than {length} tokens: truncated")
-        weighting = jax.device_put(self._weighting)
         for start in range(0, len(tokens), batch_size):
             rows = tokens[start : start + batch_size]
             prompts = np.zeros([batch_size, length], np.int32)
             for i, row in enumerate(rows):
                 prompts[i, : min(len(row), length)] = row[:length]
             key = jax.random.fold_in(jax.random.key(self._seed), start)
-            rollout = self._policy.generate(weighting, prompts, key)
+            rollout = self._policy.generate(self._weighting, prompts, key)
             yield from decode(model, jax.device_get(rollout.completions)[: len(rows)])

@@ -16,6 +16,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import gin
+
 from clp_jax.errors import unknown_name
 
 if TYPE_CHECKING:

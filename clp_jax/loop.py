@@ -90,5 +90,6 @@ def _show_samples(log: MetricsLog, step: int, rows: Sequence[Mapping[str, Any]])
         return
     log.samples(step, rows)
     for row in rows[:2]:
-        numbers = [f"{key} {value:.2f}" for key, value in row.items() if isinstance(value, float)]
-        say(f"  [{', '.join(numbers)}] {row['completion']!r}")
+        weights = ", ".join(f"{w:.2f}" for w in row["reward_weights"].values())
+        rewards = ", ".join(f"{name} {r:.2f}" for name, r in row["rewards"].items())
+        say(f"  w ({weights}) α {row['kl_weight']:.2g} | {rewards} | {row['completion']!r}")

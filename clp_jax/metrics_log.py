@@ -10,6 +10,9 @@ from typing import Any
 import numpy as np
 from clu import metric_writers
 
+# What a progress line shows of the metrics; the logs have them all.
+_SHOWN = ("rewards/", "objective/", "rollout/length", "loss/cross_entropy", "accuracy")
+
 
 class MetricsLog:
     """Writes scalars and sample completions of one run.
@@ -24,7 +27,9 @@ class MetricsLog:
         directory.mkdir(parents=True, exist_ok=True)
         self._tensorboard = metric_writers.SummaryWriter(str(directory))
         self._metrics = _open_at(directory / "metrics.jsonl", step)
-        self._samples = _open_at(directory / "samples.jsonl", step)
+        self._samples_path = directory / "samples.jsonl"
+        if self._samples_path.exists():
+            _open_at(self._samples_path, step).close()
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
         """Writes scalars; names are paths such as 'rewards/rouge'."""
@@ -35,15 +40,14 @@ class MetricsLog:
     def samples(self, step: int, rows: Sequence[Mapping[str, Any]]) -> None:
         """Writes a table of sample completions; each row has the same keys."""
         self._tensorboard.write_texts(step, {"samples": markdown_table(rows)})
-        for row in rows:
-            self._samples.write(json.dumps({"step": step, **row}) + "\n")
-        self._samples.flush()
+        with self._samples_path.open("a") as file:
+            for row in rows:
+                file.write(json.dumps({"step": step, **row}, ensure_ascii=False) + "\n")
 
     def close(self) -> None:
         """Flushes everything to disk."""
         self._tensorboard.close()
         self._metrics.close()
-        self._samples.close()
 
 
 def markdown_table(rows: Sequence[Mapping[str, Any]]) -> str:
@@ -104,7 +108,11 @@ class Progress:
         seconds = time.monotonic() - self._origin
         speed = (step - self._origin_step) / seconds if seconds > 0 else 0.0
         eta = f"{(self._total - step) / speed:.0f} s" if speed else "?"
-        shown = [f"{name.rpartition('/')[2]} {value:.3g}" for name, value in metrics.items()]
+        shown = [
+            f"{name.rpartition('/')[2]} {value:.3g}"
+            for name, value in metrics.items()
+            if name.startswith(_SHOWN) or (name == "data/truncated_prompts" and value)
+        ]
         done = f"{step}/{self._total} ({100 * step // max(self._total, 1)} %)"
         say(f"{self._what} {done}  {speed:.1f} steps/s  ETA {eta}  {' '.join(shown)}")
         return {"timing/steps_per_second": speed}

@@ -48,7 +48,7 @@ def per_objective(optimizer: optax.GradientTransformation) -> optax.GradientTran
         shared, shared_state = optimizer.update(updates.shared, state.shared, params.shared)
         return CLPParams(conditioned, shared), CLPParams(conditioned_state, shared_state)
 
-    return optax.GradientTransformation(init, update)  # type: ignore[arg-type]
+    return optax.GradientTransformation(init, update)
 
 
 def _map_replicas(function, *trees):
@@ -71,5 +71,5 @@ def adam_with_cosine_decay(
         raise ValueError(f"learning_rate={learning_rate} must be positive")
     warmup_steps = min(warmup_steps, total_steps // 2)
     return optax.adam(
-        optax.warmup_cosine_decay_schedule(0.0, learning_rate, warmup_steps, total_steps)
+        optax.warmup_cosine_decay_schedule(0.0, learning_rate, warmup_steps, max(total_steps, 1))
     )

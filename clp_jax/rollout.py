@@ -108,7 +108,7 @@ def completion_logits(
       [B, L, V] float32.
     """
     decoder_inputs = jnp.pad(completions, ((0, 0), (1, 0)))[:, :-1]
-    return module.apply(
+    logits: Any = module.apply(
         {"params": params},
         prompts,
         decoder_inputs,
@@ -116,6 +116,7 @@ def completion_logits(
         enable_dropout=dropout_key is not None,
         rngs={} if dropout_key is None else {"dropout": dropout_key},
     )
+    return logits
 
 
 def completion_log_probs(

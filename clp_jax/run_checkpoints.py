@@ -18,16 +18,21 @@ class RunCheckpoints:
 
     Args:
       directory: made if it is missing.
-      config: how many to keep.
+      config: how many to keep; None to read only.
     """
 
     def __init__(self, directory: pathlib.Path, config: SaveCheckpointConfig | None = None):
         self._directory = directory.resolve()
-        options = ocp.CheckpointManagerOptions(
-            max_to_keep=config.keep if config else None, create=config is not None,
-            read_only=config is None,
-        )  # fmt: skip
-        self._manager = ocp.CheckpointManager(self._directory, options=options)
+        self._manager = ocp.CheckpointManager(
+            self._directory,
+            options=ocp.CheckpointManagerOptions(
+                max_to_keep=config.keep if config else None,
+                create=config is not None,
+                read_only=config is None,
+            ),
+            # Named here, so that a manager that has saved nothing can read what is there.
+            item_handlers={name: ocp.StandardCheckpointHandler() for name in ("state", "position")},
+        )
 
     def latest_step(self) -> int | None:
         """The newest step with a whole checkpoint."""

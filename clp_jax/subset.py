@@ -60,9 +60,9 @@ class attention:
         match = re.search(
             r"layers_(\d+)/(attention|self_attention|encoder_decoder_attention)/", path
         )
-        return bool(match) and (
-            self.first_layers is None or int(match.group(1)) < self.first_layers
-        )
+        if match is None:
+            return False
+        return self.first_layers is None or int(match[1]) < self.first_layers
 
 
 @dataclasses.dataclass(frozen=True)

@@ -137,7 +137,7 @@ def score(clp: CLP, reference: Params, rollout: Rollout) -> Rollout:
     log_probs = rollout_lib.completion_log_probs(
         clp.module, reference, rollout.prompts, rollout.completions, rollout.mask
     )
-    return rollout.replace(reference_log_probs=log_probs)
+    return dataclasses.replace(rollout, reference_log_probs=log_probs)
 
 
 def update(

@@ -101,14 +101,18 @@ class Trainer:
         rows = np.linspace(0, len(completions) - 1, min(_SAMPLES, len(completions))).astype(int)
         self._samples = [
             {
-                **{f"w/{n}": float(w) for n, w in zip(names, weights[group[row]], strict=True)},
-                "α": float(kl_weight[group[row]]),
-                **{n: float(r) for n, r in zip(names, scores.normalised[row], strict=True)},
+                "reward_weights": _rounded(names, weights[group[row]]),
+                "kl_weight": round(float(kl_weight[group[row]]), 6),
+                "rewards": _rounded(names, scores.normalised[row]),
                 "completion": completions[row],
                 "prompt": batch.prompt_texts[row],
             }
             for row in rows
         ]
+
+
+def _rounded(names: Sequence[str], values: np.ndarray) -> dict[str, float]:
+    return {n: round(float(value), 4) for n, value in zip(names, values, strict=True)}
 
 
 def prompter(model: CLPModel) -> Prompter | None:

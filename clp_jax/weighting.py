@@ -31,6 +31,12 @@ class Weighting:
     kl_weight: jax.Array
     reward_weights: jax.Array
 
+    @classmethod
+    def of(cls, kl_weight: float, reward_weights: Sequence[float] | np.ndarray) -> "Weighting":
+        """One weighting from numbers on the host, as float32 on the device."""
+        host = (np.float32(kl_weight), np.asarray(reward_weights, np.float32))
+        return cls(*jax.device_put(host))
+
     def __getitem__(self, index) -> "Weighting":
         return Weighting(self.kl_weight[index], self.reward_weights[index])
 
@@ -350,4 +356,5 @@ def kl_weight_grid(kl_mix: KLMix, points: int = 11) -> np.ndarray:
     """
     lowest = float(kl_mix(jnp.float32(kl_mix.kl_weight_min)))
     beta = np.linspace(lowest, 1.0, points)
-    return np.clip(np.asarray(kl_mix.inverse(jnp.asarray(beta))), kl_mix.kl_weight_min, 1.0)
+    kl_weights = np.asarray(kl_mix.inverse(jnp.asarray(beta))).astype(float)
+    return np.clip(kl_weights, kl_mix.kl_weight_min, 1.0)

@@ -30,14 +30,18 @@ def module_and_params(request):
     return module, init(jax.random.key(0))["params"]
 
 
-@pytest.mark.parametrize("num_objectives", [1, 3, 7])
+@pytest.mark.parametrize("num_objectives", [1, 7])
 def test_values_are_the_first_logits_of_the_first_position(module_and_params, num_objectives):
     module, params = module_and_params
     inputs = jnp.array([[0, 4, 2], [0, 6, 6], [0, 1, 3]])
-    logits = module.apply(
-        {"params": params}, PROMPTS, inputs, jnp.ones_like(inputs), enable_dropout=False
-    )
-    values = value.predict_values(module, params, PROMPTS, num_objectives)
+
+    @jax.jit
+    def both(params):
+        targets = jnp.ones_like(inputs)
+        logits = module.apply({"params": params}, PROMPTS, inputs, targets, enable_dropout=False)
+        return logits, value.predict_values(module, params, PROMPTS, num_objectives)
+
+    logits, values = both(params)
     assert values.shape == (3, num_objectives)
     assert values.dtype == jnp.float32
     np.testing.assert_allclose(values, logits[:, 0, :num_objectives], rtol=0, atol=1e-6)
@@ -49,14 +53,14 @@ def test_values_are_learned_from(module_and_params):
     def loss(params):
         return jnp.mean((value.predict_values(module, params, PROMPTS, 2) - 1.0) ** 2)
 
-    gradient = jax.jit(jax.grad(loss))(params)
+    before, gradient = jax.jit(jax.value_and_grad(loss))(params)
     assert all(jnp.all(jnp.isfinite(g)) for g in jax.tree.leaves(gradient))
     lower = jax.tree.map(lambda p, g: p - 1e-3 * g, params, gradient)
-    assert loss(lower) < loss(params)
+    assert jax.jit(loss)(lower) < before
 
 
 @pytest.mark.parametrize("num_objectives", [0, -1, 8])
 def test_the_number_of_objectives_must_fit(module_and_params, num_objectives):
     module, params = module_and_params
     with pytest.raises(ValueError, match=rf"is {num_objectives}; .* \[1, 7\]"):
-        value.predict_values(module, params, PROMPTS, num_objectives)
+        jax.eval_shape(lambda p: value.predict_values(module, p, PROMPTS, num_objectives), params)

@@ -52,14 +52,15 @@ class Batches(Iterator[Batch]):
         self._length = config.task_feature_lengths["inputs"]
         task = seqio.get_mixture_or_task(name)
         self._vocabulary = task.output_features["inputs"].vocabulary
-        has_ids = self._records is not None
-        if has_ids and repeat and len(self._records) < config.batch_size:
+        records = self._records
+        if records is not None and repeat and len(records) < config.batch_size:
             raise ValueError(
-                f"task {name!r} has {len(self._records)} {config.split} examples, fewer than one "
+                f"task {name!r} has {len(records)} {config.split} examples, fewer than one "
                 f"batch of BATCH_SIZE={config.batch_size}"
             )
         integer = seqio.FeatureConverter.FeatureSpec(dtype=np.int32, rank=1)
-        extra = {"example_id": integer, "inputs_length": integer} if has_ids else {}
+        names = () if records is None else ("example_id", "inputs_length")
+        extra = dict.fromkeys(names, integer)
         dataset = seqio.get_dataset(
             name,
             {**config.task_feature_lengths, **dict.fromkeys(extra, 1)},
@@ -69,7 +70,7 @@ class Batches(Iterator[Batch]):
             num_epochs=None if repeat else 1,
             seed=seed if config.seed is None else config.seed,
         ).batch(config.batch_size, drop_remainder=repeat)
-        self._iterator = dataset_iterator.TfDatasetIterator(dataset, checkpoint=True)
+        self._iterator = dataset_iterator.TfDatasetIterator(dataset.prefetch(2), checkpoint=True)
 
     def __next__(self) -> Batch:
         features = next(self._iterator)

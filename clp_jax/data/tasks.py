@@ -75,7 +75,8 @@ def briefs(
 
 def briefs_vocabulary() -> seqio.Vocabulary:
     """The vocabulary of the self-made corpus, trained by `python -m clp_jax.data.vocabulary`."""
-    return seqio.SentencePieceVocabulary(str(pathlib.Path(corpus.__file__).with_name("briefs.model")))
+    model = pathlib.Path(corpus.__file__).with_name("briefs.model")
+    return seqio.SentencePieceVocabulary(str(model))
 
 
 def jsonl(

@@ -67,9 +67,13 @@ class SweepResult:
 
         0 where it is not defined, because w_i or v_i is constant.
         """
-        pairs = zip(self.reward_weights.T, self.values.T, strict=True)
-        taus = [stats.kendalltau(weights, values).statistic for weights, values in pairs]
-        return {n: float(np.nan_to_num(tau)) for n, tau in zip(self.names, taus, strict=True)}
+        columns = zip(self.names, self.reward_weights.T, self.values.T, strict=True)
+        return {
+            name: float(stats.kendalltau(weights, values).statistic)
+            if np.ptp(weights) and np.ptp(values)
+            else 0.0
+            for name, weights, values in columns
+        }
 
     def rows(self) -> list[dict[str, Any]]:
         """One row a weighting, for a table."""
@@ -122,11 +126,9 @@ def grid(run: Run, kl_weights: Sequence[float] | None = None) -> list[tuple[floa
     """
     model, points = run.model, run.evaluation.grid_points
     weights = weighting_lib.simplex_grid(model.num_objectives, points)
-    if kl_weights is None:
-        kl_weights = _kl_weights(run)
-    for kl_weight in kl_weights:
+    for kl_weight in kl_weights or ():
         weighting_lib.check_kl_weight(kl_weight, model.kl_mix.kl_weight_min, "--kl_weight")
-    return [(float(a), w) for a, w in itertools.product(kl_weights, weights)]
+    return [(float(a), w) for a, w in itertools.product(kl_weights or _kl_weights(run), weights)]
 
 
 def _kl_weights(run: Run) -> Sequence[float]:
@@ -167,8 +169,8 @@ def sweep(
         width = run.infer_eval_dataset_cfg.batch_size
         prompts = np.resize(batch.prompts, (width, batch.prompts.shape[1]))
         for (kl_weight, reward_weights), total in zip(weightings, totals, strict=True):
-            weighting = Weighting(np.float32(kl_weight), np.asarray(reward_weights, np.float32))
-            rollout = jax.device_get(policy.generate(jax.device_put(weighting), prompts, key))
+            weighting = Weighting.of(kl_weight, reward_weights)
+            rollout = jax.device_get(policy.generate(weighting, prompts, key))
             total.add(jax.tree.map(lambda x, n=size: x[:n], rollout), batch)
         seen, truncated = seen + size, truncated + batch.truncated
     stacked = {

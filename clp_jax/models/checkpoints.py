@@ -64,7 +64,8 @@ def check_structure(found: Any, expected: Any, source: str, hint: str = "") -> N
       hint: what the difference may come from, added to the message.
     """
     has, needs = _shapes(found), _shapes(expected)
-    for name in needs.keys() & has.keys():
+    # Parameters first: they say more than an optimizer's statistics.
+    for name in sorted(needs.keys() & has.keys(), key=lambda n: (not n.startswith("params/"), n)):
         if needs[name] != has[name]:
             raise ValueError(
                 f"{source} is a checkpoint of another model: {name} has shape {list(has[name])} "

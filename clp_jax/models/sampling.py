@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -111,14 +112,8 @@ def sample(
     cache = _empty_cache(module, variables, encoded, encoder_input_tokens, length)
     if hasattr(module, "project_encoded"):
         encoded = module.apply(variables, encoded, method=module.project_encoded)
-    uniforms = _uniforms(keys, length)
 
-    def cond(state: tuple) -> jax.Array:
-        step, running, *_ = state
-        return running & (step < length)
-
-    def body(state: tuple) -> tuple:
-        step, _, ended, last, tokens, log_probs, cache = state
+    def next_log_probs(last: jax.Array, cache: PyTree) -> tuple[jax.Array, PyTree]:
         logits, updated = module.apply(
             {**variables, "cache": cache},
             encoded,
@@ -131,7 +126,49 @@ def sample(
             mutable=["cache"],
             method=module.decode,
         )
-        all_log_probs = jax.nn.log_softmax(logits[:, 0].astype(jnp.float32))
+        return jax.nn.log_softmax(logits[:, 0].astype(jnp.float32)), updated["cache"]
+
+    uniforms = _uniforms(keys, length)
+    tokens, log_probs = _run_loop(next_log_probs, cache, uniforms, decoding, axis_name)
+    # What was drawn after the first EOS, while others ran on, goes here. Padding that was drawn
+    # before it is a token as any other.
+    is_eos = (tokens == decoding.eos_id).astype(jnp.int32)
+    mask = jnp.cumsum(is_eos, axis=1) == is_eos
+    return Samples(
+        tokens=jnp.where(mask, tokens, 0),
+        mask=mask.astype(jnp.float32),
+        log_probs=jnp.where(mask, log_probs, 0.0),
+    )
+
+
+def _run_loop(
+    next_log_probs: Callable[[jax.Array, PyTree], tuple[jax.Array, PyTree]],
+    cache: PyTree,
+    uniforms: jax.Array,
+    decoding: Decoding,
+    axis_name: str | None,
+) -> tuple[jax.Array, jax.Array]:
+    """Draws tokens until each sequence has drawn EOS, or up to the limit.
+
+    Args:
+      next_log_probs: the last tokens [B] and a cache to log-probabilities [B, V] and a cache.
+      cache: the empty cache.
+      uniforms: [L, B, 2], independent draws from [0, 1).
+      decoding: how tokens are chosen.
+      axis_name: the mapped axis over which all sequences have to end, if any.
+
+    Returns:
+      Tokens [B, L] int32 and their log-probabilities [B, L]. What follows EOS is arbitrary.
+    """
+    length, batch_size, _ = uniforms.shape
+
+    def cond(state: tuple) -> jax.Array:
+        step, running, *_ = state
+        return running & (step < length)
+
+    def body(state: tuple) -> tuple:
+        step, _, ended, last, tokens, log_probs, cache = state
+        all_log_probs, cache = next_log_probs(last, cache)
         token = _choose(all_log_probs, uniforms[step], decoding)
         log_prob = jnp.take_along_axis(all_log_probs, token[:, None], axis=1)
         ended |= token == decoding.eos_id
@@ -140,7 +177,7 @@ def sample(
             running = jax.lax.psum(running.astype(jnp.int32), axis_name) > 0
         tokens = jax.lax.dynamic_update_slice_in_dim(tokens, token[:, None], step, axis=1)
         log_probs = jax.lax.dynamic_update_slice_in_dim(log_probs, log_prob, step, axis=1)
-        return step + 1, running, ended, token, tokens, log_probs, updated["cache"]
+        return step + 1, running, ended, token, tokens, log_probs, cache
 
     state = (
         jnp.int32(0),
@@ -152,15 +189,7 @@ def sample(
         cache,
     )
     *_, tokens, log_probs, _ = jax.lax.while_loop(cond, body, state)
-    # What was drawn after the first EOS, while others ran on, goes here. Padding that was drawn
-    # before it is a token as any other.
-    is_eos = (tokens == decoding.eos_id).astype(jnp.int32)
-    mask = jnp.cumsum(is_eos, axis=1) == is_eos
-    return Samples(
-        tokens=jnp.where(mask, tokens, 0),
-        mask=mask.astype(jnp.float32),
-        log_probs=jnp.where(mask, log_probs, 0.0),
-    )
+    return tokens, log_probs
 
 
 def _empty_cache(

@@ -276,22 +276,19 @@ class Transformer(nn.Module):
           [B, L, vocab] float32.
 
         Raises:
-          ValueError: more than one token per sequence with a cache, or segments when decoding.
+          ValueError: more than one token per sequence with a cache; segments when decoding, or of
+            one side alone.
         """
         del decoder_positions, max_decode_length
-        length = decoder_input_tokens.shape[1]
-        self_mask = jnp.tril(jnp.ones((1, 1, length, length), jnp.bool_))
+        self_mask = jnp.tril(jnp.ones((decoder_input_tokens.shape[1],) * 2, jnp.bool_))
         cross_mask = layers.padding_mask(encoder_input_tokens)
         if not decode:
             self_mask = self_mask & layers.padding_mask(decoder_target_tokens)
-        elif encoder_segment_ids is not None or decoder_segment_ids is not None:
-            raise ValueError("decode=True takes no packed examples, but segment ids were given")
-        if decoder_segment_ids is not None:
+        if encoder_segment_ids is not None or decoder_segment_ids is not None:
+            if decode or encoder_segment_ids is None or decoder_segment_ids is None:
+                raise ValueError("segment ids go to encoder and decoder both, and not to decoding")
             self_mask = self_mask & layers.segment_mask(decoder_segment_ids, decoder_segment_ids)
-            if encoder_segment_ids is not None:
-                cross_mask = cross_mask & layers.segment_mask(
-                    decoder_segment_ids, encoder_segment_ids
-                )
+            cross_mask = cross_mask & layers.segment_mask(decoder_segment_ids, encoder_segment_ids)
         return self.decoder(
             encoded, decoder_input_tokens, self_mask, cross_mask, not enable_dropout, decode
         )

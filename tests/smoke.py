@@ -1,0 +1,32 @@
+"""Runs at smoke scale, shared by the tests of the commands."""
+
+import pathlib
+import subprocess
+import sys
+
+from clp_jax import command_line
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+FILES = ["gin/clp_attn.gin", "gin/briefs.gin", "gin/smoke.gin"]
+
+
+def flags(model_dir, *bindings, files=FILES):
+    """Command-line flags of a smoke run in `model_dir`."""
+    return [
+        *[f"--gin_file={ROOT / file}" for file in files],
+        f"--gin.MODEL_DIR={str(model_dir)!r}",
+        *[f"--gin.{binding}" for binding in bindings],
+    ]
+
+
+def configured(model_dir, *bindings, files=FILES):
+    """The `Run` of a smoke run."""
+    return command_line.configured_run(None, flags(model_dir, *bindings, files=files))[0]
+
+
+def command(module, *arguments, **kwargs):
+    """Runs `python -m module ...` in a process of its own."""
+    return subprocess.run(
+        [sys.executable, "-m", module, *arguments],
+        capture_output=True, text=True, check=False, timeout=540, **kwargs,
+    )  # fmt: skip

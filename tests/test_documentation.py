@@ -1,0 +1,94 @@
+"""Every command of README.md and docs/, run as it stands there."""
+
+import json
+import os
+import pathlib
+import re
+import subprocess
+
+import pytest
+import smoke
+
+PAGES = [
+    "README.md",
+    "CONTRIBUTING.md",
+    *sorted(str(p.relative_to(smoke.ROOT)) for p in smoke.ROOT.glob("docs/*.md")),
+]
+
+# What .ci/run does itself, in a virtual environment of its own.
+BY_CI = {"pip install -e .", "pip install -e '.[test]'", "pytest", "pytest -m slow",
+         "ruff check", "ruff format --check", "mypy"}  # fmt: skip
+
+
+def commands():
+    """Each command of the pages' bash blocks, in order."""
+    found = []
+    for page in PAGES:
+        for block in re.findall(r"```bash\n(.*?)```", (smoke.ROOT / page).read_text(), re.DOTALL):
+            for line in block.replace("\\\n", " ").splitlines():
+                found.extend(part.strip() for part in line.split(" && ") if part.strip())
+    return found
+
+
+def test_ci_runs_what_the_pages_leave_to_it():
+    ci = (smoke.ROOT / ".ci/run").read_text()
+    left = [c for c in commands() if c in BY_CI]
+    assert {"pip install -e '.[test]'", "pytest"} <= set(left)
+    for command in left:
+        assert command.removeprefix("pip install ").split()[-1] in ci
+
+
+def test_files_that_the_pages_name_exist():
+    for page in PAGES:
+        text = (smoke.ROOT / page).read_text()
+        for name in re.findall(r"`((?:gin|docs|tests|clp_jax)/[\w/]+\.(?:gin|md|py))`", text):
+            assert (smoke.ROOT / name).exists(), f"{page} names {name}"
+
+
+def test_every_macro_is_documented():
+    macros = set()
+    for path in smoke.ROOT.glob("gin/*.gin"):
+        macros |= set(re.findall(r"^([A-Z][A-Z_]+) = ", path.read_text(), re.MULTILINE))
+    text = (smoke.ROOT / "docs/configuration.md").read_text()
+    assert {name for name in macros if name not in text} == set()
+
+
+def test_headers_say_what_a_file_is_and_its_command():
+    for path in smoke.ROOT.glob("gin/*.gin"):
+        header = path.read_text().split("\n\nfrom __gin__")[0]
+        assert header.startswith("# "), path
+        if path.name != "base.gin":
+            assert "python -m clp_jax.train" in header, path
+
+
+@pytest.fixture(scope="module")
+def workplace(tmp_path_factory):
+    """A directory with what README.md supposes: the repository's gin files, data and a reward."""
+    folder = tmp_path_factory.mktemp("workplace")
+    (folder / "runs").mkdir()
+    (folder / "gin").symlink_to(smoke.ROOT / "gin")
+    block = re.search(
+        r"```python\n(# my_rewards.py\n.*?)```", (smoke.ROOT / "README.md").read_text(), re.DOTALL
+    )
+    (folder / "my_rewards.py").write_text(block[1])
+    from clp_jax.data.briefs import corpus
+
+    rows = corpus.generate("train", 300)
+    (folder / "docs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return folder
+
+
+@pytest.mark.slow
+def test_every_command_runs_and_the_front_is_not_a_point(workplace):
+    ran = [c for c in commands() if c not in BY_CI]
+    assert len(ran) >= 8
+    for command in ran:
+        done = subprocess.run(
+            command, shell=True, cwd=workplace, capture_output=True, text=True, check=False,
+            env={**os.environ, "PYTHONPATH": str(workplace)},
+        )  # fmt: skip
+        assert done.returncode == 0, f"{command}\n{done.stderr[-3000:]}"
+    folder = max(pathlib.Path(workplace, "runs/briefs/evaluation").iterdir())
+    values = json.loads((folder / "values.json").read_text())
+    assert min(values["range"].values()) >= 0.5, values["range"]
+    assert min(values["kendall_tau"].values()) >= 0.65, values["kendall_tau"]

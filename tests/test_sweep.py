@@ -1,0 +1,156 @@
+import dataclasses
+import json
+
+import jax
+import numpy as np
+import pytest
+import smoke
+
+from clp_jax import weighting as weighting_lib
+from clp_jax.evaluation import plots, sweep
+from clp_jax.evaluation.sweep import SweepResult
+from clp_jax.rollout import Rollout
+
+
+def result(values, weights, kl=None, alphas=None, names=("a", "b", "c")):
+    values, weights = np.asarray(values, float), np.asarray(weights, float)
+    n = len(values)
+    return SweepResult(
+        names=names[: values.shape[1]],
+        kl_weights=np.zeros(n) if alphas is None else np.asarray(alphas),
+        reward_weights=weights,
+        raw=values,
+        normalised=values,
+        kl=np.zeros(n) if kl is None else np.asarray(kl),
+        length=np.ones(n),
+        num_prompts=1,
+        truncated_prompts=0,
+        samples=("",) * n,
+    )
+
+
+GRID = weighting_lib.simplex_grid(2, 3)
+
+
+def test_values_are_kl_regularised():
+    r = result([[1.0, 0.0], [0.5, 0.5]], GRID[:2], kl=[2.0, 4.0], alphas=[0.1, 0.5])
+    np.testing.assert_allclose(r.values, [[0.7, -0.2], [-1.75, -1.75]])
+
+
+def test_a_steerable_front_has_tau_one_and_a_collapsed_one_has_no_range():
+    front = result([[0.9, 0.1], [0.6, 0.5], [0.2, 0.8]], GRID)
+    assert front.controllability == {"a": 1.0, "b": 1.0}
+    assert front.ranges == pytest.approx({"a": 0.7, "b": 0.7})
+    point = result([[0.5, 0.5]] * 3, GRID)
+    assert point.controllability == {"a": 0.0, "b": 0.0}
+    assert point.ranges == {"a": 0.0, "b": 0.0}
+
+
+def test_tau_counts_pairs_in_the_wrong_order():
+    # Of the three pairs of weightings one is in the wrong order for "a": τ = (2 − 1) / 3.
+    r = result([[0.9, 0.1], [0.2, 0.5], [0.4, 0.8]], GRID)
+    assert r.controllability["a"] == pytest.approx(1 / 3)
+
+
+class ConstantPolicy:
+    """Says "boat" to every prompt; its log-ratio to the reference is 2 − w_1."""
+
+    def __init__(self, vocabulary):
+        self.tokens = [*vocabulary.encode("boat"), vocabulary.eos_id]
+        self.keys = []
+
+    def generate(self, weighting, prompts, key):
+        self.keys.append(jax.random.key_data(key).tolist())
+        shape = (len(prompts), len(self.tokens))
+        per_token = (2 - np.asarray(weighting.reward_weights)[0]) / len(self.tokens)
+        return Rollout(
+            prompts=prompts,
+            completions=np.broadcast_to(self.tokens, shape),
+            mask=np.ones(shape),
+            log_probs=np.full(shape, per_token),
+            reference_log_probs=np.zeros(shape),
+        )
+
+
+def boats(prompts, completions):
+    return [
+        float(c == "boat") + 0.5 * ("potter" in p)
+        for p, c in zip(prompts, completions, strict=True)
+    ]
+
+
+def letters(prompts, completions, document):
+    return [len(d) for d in document]
+
+
+@pytest.fixture
+def run(tmp_path):
+    run = smoke.configured(
+        tmp_path, "REWARDS=('test_sweep.boats', 'test_sweep.letters')", "EVAL_BATCH_SIZE=8"
+    )
+    return dataclasses.replace(
+        run, evaluation=dataclasses.replace(run.evaluation, num_examples=None)
+    )
+
+
+def test_sweep_averages_over_every_prompt(run):
+    from clp_jax.data import tasks
+
+    policy = ConstantPolicy(run.model.vocabulary)
+    got = sweep.sweep(policy, run)
+    rows = tasks.columns("briefs", "validation")
+    assert got.num_prompts == len(rows) == 20
+    np.testing.assert_allclose(got.reward_weights, GRID)
+    potters = np.mean(["potter" in row["prompt"] for row in rows])
+    np.testing.assert_allclose(got.raw[:, 0], 1 + 0.5 * potters)
+    np.testing.assert_allclose(got.raw[:, 1], np.mean([len(row["document"]) for row in rows]))
+    np.testing.assert_allclose(got.kl, 2 - GRID[:, 0], rtol=1e-6)
+    assert set(got.samples) == {"boat"}
+    # The same random numbers at each weighting, other ones in each batch.
+    assert len({json.dumps(key) for key in policy.keys}) == 3
+    assert policy.keys[0] == policy.keys[1] == policy.keys[2]
+
+
+@pytest.mark.parametrize("examples", [1, 8, 11])
+def test_sweep_stops_at_num_examples(run, examples):
+    run = dataclasses.replace(
+        run, evaluation=dataclasses.replace(run.evaluation, num_examples=examples)
+    )
+    assert sweep.sweep(ConstantPolicy(run.model.vocabulary), run).num_prompts == examples
+
+
+def test_grids(tmp_path):
+    def grid(*bindings):
+        return sweep.grid(smoke.configured(tmp_path, "EVAL_GRID_POINTS=3", *bindings))
+
+    assert [(a, tuple(w)) for a, w in grid()] == [
+        (0.01, (1, 0)),
+        (0.01, (0.5, 0.5)),
+        (0.01, (0, 1)),
+    ]
+    assert len(grid("REWARDS=('entailment', 'rouge', 'quality')")) == 6
+    inverse = "KL_WEIGHT_SAMPLER=@weighting.InverseCDFKLWeight()"
+    assert {a for a, _ in grid(inverse)} == {0.01}
+    multi = grid(inverse, "REWARDS=('entailment',)")
+    np.testing.assert_allclose([a for a, _ in multi], [0.01, 2 * 0.01 / 1.01, 1.0], rtol=1e-5)
+
+
+@pytest.mark.parametrize("m", [1, 2, 3])
+def test_report_writes_values_and_a_plot(tmp_path, capfd, m):
+    weights = weighting_lib.simplex_grid(m, 3)
+    alphas = np.linspace(0.1, 1, len(weights))
+    sweep.report(result(weights, weights, alphas=alphas), tmp_path)
+    written = json.loads((tmp_path / "values.json").read_text())
+    assert len(written["values"]) == len(weights)
+    assert "Kendall tau" in capfd.readouterr().err
+    assert (tmp_path / "front.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_front_joins_the_points_in_order_of_w(tmp_path, monkeypatch):
+    drawn = {}
+    original = plots.plt.close
+    monkeypatch.setattr(
+        plots.plt, "close", lambda f: (drawn.update(x=f.axes[0].lines[0].get_xdata()), original(f))
+    )
+    plots.front(result([[0.9, 0.1], [0.6, 0.5], [0.2, 0.8]], GRID), tmp_path / "f.png")
+    np.testing.assert_allclose(drawn["x"], [0.9, 0.6, 0.2])
