@@ -18,13 +18,13 @@ def main(argv: Sequence[str]) -> None:
         run = command_line.saved_run(flags.model_dir)
         run = command_line.with_evaluation(run, flags.grid_points, flags.num_examples)
         from clp_jax import training
-        from clp_jax.evaluation import sweep
+        from clp_jax.evaluation import report, sweep
 
         policy, step = training.restore_policy(run, flags.step)
         weightings = sweep.grid(run, flags.kl_weight)
     result = sweep.sweep(policy, run, weightings)
     output = flags.output or str(pathlib.Path(flags.model_dir, "evaluation", str(step)))
-    sweep.report(result, pathlib.Path(output))
+    report.write(result, pathlib.Path(output))
 
 
 def _parser() -> argparse.ArgumentParser:

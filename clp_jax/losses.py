@@ -8,16 +8,6 @@ import jax
 import jax.numpy as jnp
 
 
-def completion_mask(tokens: jax.Array, eos_id: int = 1) -> jax.Array:
-    """1.0 up to and including the first EOS, 0.0 behind it: [B, L] int -> [B, L] float32.
-
-    A padding id sampled before EOS is a token like any other, and is not masked.
-    """
-    is_eos = tokens == eos_id
-    ended_before = jnp.cumsum(is_eos, axis=-1) - is_eos
-    return (ended_before == 0).astype(jnp.float32)
-
-
 def token_log_probs(logits: jax.Array, tokens: jax.Array) -> jax.Array:
     """log softmax of `logits` [..., V] at `tokens` [...], in float32: [...]."""
     logits = logits.astype(jnp.float32)

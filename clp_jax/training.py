@@ -10,7 +10,7 @@ from clp_jax import train_step as clp_step
 from clp_jax.config import Run
 from clp_jax.data import tasks
 from clp_jax.data.batches import Batches
-from clp_jax.evaluation import sweep
+from clp_jax.evaluation import report, sweep
 from clp_jax.metrics_log import MetricsLog, say
 from clp_jax.models import checkpoints
 from clp_jax.policy import CLPPolicy
@@ -81,7 +81,7 @@ def train(run: Run) -> TrainState:
     def evaluate(state: TrainState, step: int) -> None:
         policy = CLPPolicy(run.clp, state.params, reference, prompter(run.model))
         result = sweep.sweep(policy, run)
-        sweep.report(result, folder / "evaluation" / str(step))
+        report.write(result, folder / "evaluation" / str(step))
         log.scalars(step, result.scalars())
 
     try:

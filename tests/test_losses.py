@@ -9,12 +9,6 @@ from clp_jax import losses
 VOCABULARY = 3
 
 
-def test_completion_mask_ends_with_the_first_eos():
-    tokens = jnp.array([[5, 1, 1, 0], [5, 0, 7, 1], [5, 6, 7, 8], [1, 0, 0, 0]])
-    expected = [[1, 1, 0, 0], [1, 1, 1, 1], [1, 1, 1, 1], [1, 0, 0, 0]]
-    np.testing.assert_array_equal(losses.completion_mask(tokens), expected)
-
-
 def test_token_log_probs_against_scipy():
     logits = 30 * np.random.default_rng(0).normal(size=(2, 4, 7))
     tokens = np.random.default_rng(1).integers(0, 7, (2, 4))

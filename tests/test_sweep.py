@@ -7,7 +7,7 @@ import pytest
 import smoke
 
 from clp_jax import weighting as weighting_lib
-from clp_jax.evaluation import plots, sweep
+from clp_jax.evaluation import plots, report, sweep
 from clp_jax.evaluation.sweep import SweepResult
 from clp_jax.rollout import Rollout
 
@@ -139,7 +139,7 @@ def test_grids(tmp_path):
 def test_report_writes_values_and_a_plot(tmp_path, capfd, m):
     weights = weighting_lib.simplex_grid(m, 3)
     alphas = np.linspace(0.1, 1, len(weights))
-    sweep.report(result(weights, weights, alphas=alphas), tmp_path)
+    report.write(result(weights, weights, alphas=alphas), tmp_path)
     written = json.loads((tmp_path / "values.json").read_text())
     assert len(written["values"]) == len(weights)
     assert "Kendall tau" in capfd.readouterr().err

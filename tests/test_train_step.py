@@ -8,9 +8,9 @@ import numpy as np
 import optax
 import pytest
 
-from clp_jax import losses, subset, train_step
+from clp_jax import subset, train_step
 from clp_jax.conditioning import condition
-from clp_jax.models.sampling import Decoding
+from clp_jax.models.sampling import Decoding, sample
 from clp_jax.models.value import predict_values
 from clp_jax.rollout import completion_log_probs, over_weightings
 from clp_jax.train_step import CLP, init_train_state
@@ -58,7 +58,9 @@ def test_rollout_is_scored_under_policy_and_reference(clp, reference, prompts):
     state = moved_state(clp, reference)
     rollout = train_step.generate(clp, state.params, reference, prompts, ONE, jax.random.key(1))
     rollout = train_step.score(clp, reference, rollout)
-    np.testing.assert_array_equal(rollout.mask, losses.completion_mask(rollout.completions))
+    for tokens, mask in zip(rollout.completions.tolist(), rollout.mask.tolist(), strict=True):
+        length = tokens.index(1) + 1 if 1 in tokens else len(tokens)  # EOS included
+        assert mask == [1.0] * length + [0.0] * (len(tokens) - length)
     policy = condition(state.params, reference, ONE[0], clp.kl_mix)
     for params, log_probs in (
         (policy, rollout.log_probs),
@@ -144,8 +146,6 @@ def test_groups_of_a_batch_equal_separate_batches(clp, reference, prompts):
     for group in (0, 1):
         half = slice(2 * group, 2 * group + 2)
         policy = condition(state.params, reference, pair[group], clp.kl_mix)
-        from clp_jax.models.sampling import sample
-
         alone = sample(clp.module, policy, prompts[half], keys[half], clp.decoding)
         np.testing.assert_array_equal(together.completions[half], alone.tokens)
         np.testing.assert_allclose(together.log_probs[half], alone.log_probs, atol=1e-5)
@@ -246,7 +246,7 @@ class Block:
 sys.meta_path.insert(0, Block())
 import jax, jax.numpy as jnp
 from clp_jax import subset, train_step
-from clp_jax.models.sampling import Decoding
+from clp_jax.models.sampling import Decoding, sample
 from clp_jax.models.t5 import T5Config, Transformer
 from clp_jax.weighting import Weighting
 

@@ -2,8 +2,6 @@
 
 import dataclasses
 import itertools
-import json
-import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -14,8 +12,6 @@ from scipy import stats
 from clp_jax import weighting as weighting_lib
 from clp_jax.config import Run
 from clp_jax.data.batches import Batches
-from clp_jax.evaluation import plots
-from clp_jax.metrics_log import markdown_table, say
 from clp_jax.policy import SteerablePolicy
 from clp_jax.trainer import decode
 from clp_jax.weighting import Weighting
@@ -218,17 +214,3 @@ class _Totals:
             key: np.concatenate([part[key] for part in self._parts]).mean(axis=0, dtype=float)
             for key in self._parts[0]
         }
-
-
-def report(result: SweepResult, folder: pathlib.Path) -> None:
-    """Writes values.json and front.png to `folder`, and prints the table."""
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "values.json").write_text(json.dumps(result.to_json(), indent=1))
-    plots.front(result, folder / "front.png")
-    say(markdown_table(result.rows()))
-    taus = result.controllability
-    for name, spread in result.ranges.items():
-        say(f"{name}: range {spread:.3f}, Kendall tau {taus[name]:.2f}")
-    say(f"over {result.num_prompts} prompts; written to {folder}/values.json and front.png")
-    if result.truncated_prompts:
-        say(f"{result.truncated_prompts} prompts were longer than the encoder's length: truncated")

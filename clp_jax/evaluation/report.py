@@ -1,0 +1,22 @@
+"""What a sweep leaves to read and to look at."""
+
+import json
+import pathlib
+
+from clp_jax.evaluation import plots
+from clp_jax.evaluation.sweep import SweepResult
+from clp_jax.metrics_log import markdown_table, say
+
+
+def write(result: SweepResult, folder: pathlib.Path) -> None:
+    """Writes values.json and front.png to `folder`, and prints the table."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "values.json").write_text(json.dumps(result.to_json(), indent=1))
+    plots.front(result, folder / "front.png")
+    say(markdown_table(result.rows()))
+    taus = result.controllability
+    for name, spread in result.ranges.items():
+        say(f"{name}: range {spread:.3f}, Kendall tau {taus[name]:.2f}")
+    say(f"over {result.num_prompts} prompts; written to {folder}/values.json and front.png")
+    if result.truncated_prompts:
+        say(f"{result.truncated_prompts} prompts were longer than the encoder's length: truncated")
