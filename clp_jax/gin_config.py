@@ -8,6 +8,7 @@ import contextlib
 import dataclasses
 import difflib
 import inspect
+import logging
 import pathlib
 import re
 import sys
@@ -113,7 +114,8 @@ def load(gin_files: Sequence[str], bindings: Sequence[str] = (), search_paths: s
         with _explained(f"--gin_file={gin_file}"):
             if not any(pathlib.Path(root, gin_file).exists() for root in _roots(search_paths)):
                 raise ConfigError(_missing_file(gin_file))
-            gin.parse_config_file(gin_file)
+            with _quiet():
+                gin.parse_config_file(gin_file)
     file_macros = _macros()
     imports = [statement.format() for statement in sorted(_imports(), key=lambda s: s.module)]
     for binding in bindings:
@@ -198,6 +200,16 @@ def _roots(search_paths: str) -> list[str]:
 def _missing_file(gin_file: str) -> str:
     known = [str(path.relative_to(_REPOSITORY)) for path in _REPOSITORY.glob("gin/**/*.gin")]
     return unknown_name("gin file", gin_file, known, "--gin_file")
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Gin logs an error for each search path that lacks a file, although another one has it."""
+    logging.disable(logging.ERROR)
+    try:
+        yield
+    finally:
+        logging.disable(logging.NOTSET)
 
 
 @contextlib.contextmanager

@@ -86,7 +86,7 @@ class SupervisedStep:
         """See `clp_jax.loop.Step`."""
         arguments = (batch.prompts, batch.references, np.int32(self._seed), np.int32(step))
         state, metrics = self._step(state, *jax.device_put(arguments))
-        return state, {**metrics, "data/truncated_prompts": batch.truncated}
+        return state, {**metrics, "data/truncated_prompts": batch.truncated.sum()}
 
     def samples(self) -> Sequence[dict[str, Any]]:
         """None: nothing is sampled."""

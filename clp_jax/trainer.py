@@ -81,7 +81,7 @@ class Trainer:
                 for n, v in zip(rewards.names, scores.raw.mean(0), strict=True)
             },
             **metrics,
-            "data/truncated_prompts": batch.truncated,
+            "data/truncated_prompts": batch.truncated.sum(),
             **{f"timing/reward_seconds/{n}": s for n, s in handle.seconds.items()},
         }
 

@@ -82,7 +82,7 @@ def test_truncated_prompts_are_counted(tmp_path, vocabulary):
     rows = [*records(3), {"document": "boat " * 40, "summary": "boat", "id": "long"}]
     name = tasks.jsonl(vocabulary, *[write(tmp_path / "a.jsonl", rows)] * 2, name="j5")
     batch = next(Batches(config(name, shuffle=False), repeat=True))
-    assert batch.truncated == 1
+    assert batch.truncated.tolist() == [False, False, False, True]
     assert batch.prompts.shape == (4, 16)
     assert batch.prompt_texts[3].count("boat") == 40  # rewards see the whole document
     at_limit = [{"document": "boat " * 3, "summary": "boat"}] * 4
@@ -90,7 +90,7 @@ def test_truncated_prompts_are_counted(tmp_path, vocabulary):
     length = len(vocabulary.encode("summarize: " + "boat " * 3)) + 1
     for room, expected in ((length, 0), (length - 1, 4)):
         lengths = {"inputs": room, "targets": 8}
-        assert next(Batches(config(name, lengths=lengths), repeat=True)).truncated == expected
+        assert next(Batches(config(name, lengths=lengths), repeat=True)).truncated.sum() == expected
 
 
 def test_position_is_restored_exactly(tmp_path, vocabulary):

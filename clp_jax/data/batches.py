@@ -22,14 +22,14 @@ class Batch:
       references: tokens of the reference summaries, [B, L] int32, padded with 0.
       prompt_texts: B strings, untruncated.
       columns: column name -> B strings, e.g. "document" and "summary".
-      truncated: how many prompts were longer than E.
+      truncated: which prompts were longer than E, [B] bool.
     """
 
     prompts: np.ndarray
     references: np.ndarray
     prompt_texts: Sequence[str]
     columns: Mapping[str, Sequence[str]]
-    truncated: int
+    truncated: np.ndarray
 
 
 class Batches(Iterator[Batch]):
@@ -80,7 +80,7 @@ class Batches(Iterator[Batch]):
             prompt_texts = [self._vocabulary.decode(row.tolist()) for row in prompts]
             summaries = [self._vocabulary.decode(row.tolist()) for row in references]
             columns = {"document": prompt_texts, "summary": summaries}
-            return Batch(prompts, references, prompt_texts, columns, truncated=0)
+            return Batch(prompts, references, prompt_texts, columns, np.zeros(len(prompts), bool))
         rows = [self._records[i] for i in features["example_id"][:, 0]]
         names = [key for key in rows[0] if key != "prompt"]
         return Batch(
@@ -88,7 +88,7 @@ class Batches(Iterator[Batch]):
             references,
             prompt_texts=[row["prompt"] for row in rows],
             columns={name: [row.get(name, "") for row in rows] for name in names},
-            truncated=int((features["inputs_length"][:, 0] > self._length).sum()),
+            truncated=features["inputs_length"][:, 0] > self._length,
         )
 
     def position(self) -> dict[str, np.ndarray]:

@@ -168,7 +168,7 @@ def sweep(
             weighting = Weighting.of(kl_weight, reward_weights)
             rollout = jax.device_get(policy.generate(weighting, prompts, key))
             total.add(jax.tree.map(lambda x, n=size: x[:n], rollout), batch)
-        seen, truncated = seen + size, truncated + batch.truncated
+        seen, truncated = seen + size, truncated + int(batch.truncated[:size].sum())
     stacked = {
         key: np.asarray([total.means()[key] for total in totals]) for key in totals[0].means()
     }
