@@ -22,6 +22,7 @@ INSTALL_REQUIRES = [
     "sentencepiece>=0.2",
     "rouge-score>=0.1.2",
     "matplotlib>=3.10",
+    "scipy>=1.14",
 ]
 
 EXTRAS_REQUIRE = {
@@ -29,7 +30,6 @@ EXTRAS_REQUIRE = {
         "pytest>=9",
         "pytest-xdist>=3.8",
         "hypothesis>=6.150",
-        "scipy>=1.14",
         "ruff>=0.15",
         "mypy>=1.20",
     ],

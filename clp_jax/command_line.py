@@ -4,6 +4,7 @@ import argparse
 import contextlib
 import pathlib
 import sys
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 
 from clp_jax import gin_config
@@ -14,16 +15,27 @@ OPERATIVE_CONFIG = "operative_config.gin"
 
 
 @contextlib.contextmanager
-def errors(program: str) -> Iterator[None]:
-    """Turns errors of configuration and input into one message on stderr and exit status 2."""
+def errors(program: str, *kinds: type[Exception]) -> Iterator[None]:
+    """Turns errors of configuration and input into one message on stderr and exit status 2.
+
+    Args:
+      program: named in front of the message.
+      *kinds: of errors; by default those that settings, files and rewards give.
+    """
+    from clp_jax.rewards.host import RewardError
+
+    caught = kinds or (ValueError, OSError, ImportError, RewardError)
     try:
         yield
-    except (ValueError, OSError, ImportError) as error:
+    except caught as error:
+        if isinstance(error, RewardError) and error.__cause__ is not None:
+            traceback.print_exception(error.__cause__)  # the user's own code: show where
         print(f"{program}: error: {str(error) or repr(error)}", file=sys.stderr)
         raise SystemExit(2) from error
 
 
 def configured_run(
+    program: str,
     description: str | None,
     argv: Sequence[str],
     add_arguments: Callable[[argparse.ArgumentParser], None] | None = None,
@@ -31,7 +43,8 @@ def configured_run(
     """Parses a command line with gin flags.
 
     Args:
-      description: for --help.
+      program: for --help, e.g. "clp_jax.train".
+      description: likewise.
       argv: without the program.
       add_arguments: adds the command's own flags.
 
@@ -42,7 +55,9 @@ def configured_run(
       ConfigError: a setting that is missing or wrong.
     """
     parser = argparse.ArgumentParser(
-        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog=f"python -m {program}",
+        description=description,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     gin_config.add_gin_arguments(parser)
     if add_arguments is not None:
@@ -67,19 +82,18 @@ def saved_run(model_dir: str):
     return gin_config.configured_run()
 
 
-def claim_model_dir(model_dir: str, name: str = "") -> None:
+def claim_model_dir(model_dir: str) -> None:
     """Writes config.gin, or checks that the one there says the same.
 
     Args:
       model_dir: the run's directory; made if missing.
-      name: a folder under it, for a command that shares the directory with another.
 
     Raises:
       ConfigError: the directory belongs to a run with other settings; names them.
     """
     import gin
 
-    folder = pathlib.Path(model_dir, name)
+    folder = pathlib.Path(model_dir)
     path, config = folder / CONFIG, gin.config_str(max_line_length=100)
     if path.is_file():
         differences = gin_config.config_differences(path.read_text(), config)

@@ -20,6 +20,12 @@ from clp_jax.train_step import CLP
 from clp_jax.weighting import KLMix, Sampler
 
 
+def check_whole_number(name: str, value: Any, least: int) -> None:
+    """Raises ValueError unless `value` is a whole number of at least `least`."""
+    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+        raise ValueError(f"{name}={value!r} must be a whole number of at least {least}")
+
+
 @dataclasses.dataclass(frozen=True)
 class DatasetConfig:
     """One split of one SeqIO Task.
@@ -47,8 +53,7 @@ class DatasetConfig:
                 "'inputs' and for 'targets'"
             )
         for name, value in {**self.task_feature_lengths, "batch_size": self.batch_size}.items():
-            if not isinstance(value, int) or value < 1:
-                raise ValueError(f"{name}={value!r} must be a whole number of at least 1")
+            check_whole_number(name, value, 1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,8 +69,9 @@ class SaveCheckpointConfig:
     keep: int | None = 1
 
     def __post_init__(self):
-        if self.period < 1 or (self.keep is not None and self.keep < 1):
-            raise ValueError(f"checkpoint period and keep must be at least 1, got {self}")
+        check_whole_number("SAVE_PERIOD", self.period, 1)
+        if self.keep is not None:
+            check_whole_number("KEEP_CHECKPOINTS", self.keep, 1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,8 +114,8 @@ class SFTConfig:
     init_from_scratch: bool = False
 
     def __post_init__(self):
-        if self.steps < 0 or self.batch_size < 1:
-            raise ValueError(f"SFT_STEPS={self.steps}, SFT_BATCH_SIZE={self.batch_size}: negative")
+        check_whole_number("SFT_STEPS", self.steps, 0)
+        check_whole_number("SFT_BATCH_SIZE", self.batch_size, 1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -125,8 +131,9 @@ class EvaluationConfig:
     num_examples: int | None = None
 
     def __post_init__(self):
-        if self.grid_points < 2 or (self.num_examples is not None and self.num_examples < 1):
-            raise ValueError(f"{self}: grid_points must be at least 2, num_examples at least 1")
+        check_whole_number("grid_points", self.grid_points, 2)
+        if self.num_examples is not None:
+            check_whole_number("num_examples", self.num_examples, 1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -176,6 +183,14 @@ class CLPModel:
     dropout: bool = False
 
     def __post_init__(self):
+        for field in dataclasses.fields(self):
+            name = field.name
+            given = getattr(self, name)
+            if isinstance(given, type):
+                raise ValueError(
+                    f"{name} is the class {given.__name__}, not one of its objects: in gin, write "
+                    f"@{given.__name__}() with its parentheses"
+                )
         sampler = weighting_lib.for_objectives(self.reward_weights_sampler, self.num_objectives)
         object.__setattr__(self, "reward_weights_sampler", sampler)
         weighting_lib.check_kl_sampler(self.kl_weight_sampler, self.kl_mix)
@@ -253,10 +268,17 @@ class Run:
                 f"WEIGHTINGS_PER_BATCH={k} must divide BATCH_SIZE={batch_size}; it may be "
                 f"{', '.join(str(d) for d in range(1, batch_size + 1) if batch_size % d == 0)}"
             )
-        for name in ("total_steps", "eval_period", "stats_period"):
-            value = getattr(self, name)
-            if not isinstance(value, int) or value < (name == "stats_period"):
-                raise ValueError(f"{name}={value!r} must be a whole number, not negative")
+        for name, least in (("total_steps", 1), ("eval_period", 0), ("stats_period", 1)):
+            check_whole_number(name, getattr(self, name), least)
+        check_whole_number("random_seed", self.random_seed, 0)
+        for name, path in (
+            ("MODEL_DIR", self.model_dir),
+            ("INITIAL_CHECKPOINT_PATH", self.checkpoint_cfg.restore.path),
+        ):
+            if path is not None and "://" in path:
+                raise ValueError(
+                    f"{name}={path!r}: buckets cannot be read or written yet; give a local path"
+                )
         if batch_size == 1:
             raise ValueError("BATCH_SIZE=1 leaves nothing of a batch-normalised advantage")
 

@@ -44,7 +44,7 @@ def resolved_run(run: Run, state: TrainState) -> str:
         "reference": _reference(run),
         "steps": f"{run.total_steps:,}, checkpoint every {run.checkpoint_cfg.save.period:,}, "
         f"seed {run.random_seed}",
-        "devices": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
+        "device": f"{jax.devices()[0].device_kind} (one of {jax.device_count()})",
         "MODEL_DIR": run.model_dir,
     }
     width = max(map(len, lines)) + 2

@@ -1,6 +1,6 @@
 """Evaluate a trained policy over a grid of weightings: values.json, front.png and a table.
 
-python -m clp_jax.evaluate --model_dir=runs/briefs_attn
+python -m clp_jax.evaluate --model_dir=runs/briefs
 """
 
 import argparse
@@ -23,13 +23,18 @@ def main(argv: Sequence[str]) -> None:
         policy, step = training.restore_policy(run, flags.step)
         weightings = sweep.grid(run, flags.kl_weight)
     result = sweep.sweep(policy, run, weightings)
-    output = flags.output or str(pathlib.Path(flags.model_dir, "evaluation", str(step)))
+    # The training run's own evaluation is kept when another one is asked for.
+    other = any((flags.grid_points, flags.num_examples, flags.kl_weight))
+    name = f"{step}-custom" if other else str(step)
+    output = flags.output or str(pathlib.Path(flags.model_dir, "evaluation", name))
     report.write(result, pathlib.Path(output))
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="python -m clp_jax.evaluate",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--model_dir", required=True, help="MODEL_DIR of a clp_jax.train run")
     parser.add_argument("--step", type=int, help="checkpoint to evaluate; default: the latest")
@@ -38,7 +43,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--kl_weight", type=float, action="append", help="α in [α_min, 1]; repeatable"
     )
-    parser.add_argument("--output", help="folder; default: MODEL_DIR/evaluation/STEP")
+    parser.add_argument("--output", help="folder; default: in MODEL_DIR/evaluation")
     return parser
 
 

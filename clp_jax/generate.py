@@ -1,7 +1,6 @@
 """Generate with a trained policy at one weighting: JSONL in, JSONL with completions out.
 
-  python -m clp_jax.generate --model_dir=runs/briefs_attn --reward_weights=0.8,0.2
-  --input=docs.jsonl
+  python -m clp_jax.generate --model_dir=runs/briefs --reward_weights=0.8,0.2 --input=a.jsonl
 
 Each input line is a JSON object with a "document"; --input=- reads standard input.
 """
@@ -25,14 +24,16 @@ def main(argv: Sequence[str]) -> None:
         weighting = generation.weighting(run, flags.reward_weights, flags.kl_weight)
         generator = generation.Generator(run, weighting, flags.temperature, flags.seed, flags.step)
         records = list(_records(flags.input, flags.document_field))
-        completions = generator([record["document"] for record in records], flags.batch_size)
-    with contextlib.ExitStack() as stack:
-        output = sys.stdout
-        if flags.output:
-            output = stack.enter_context(open(flags.output, "w", encoding="utf-8"))
+        if not records:
+            raise ValueError(f"--input={flags.input} is empty")
+        if flags.batch_size < 1:
+            raise ValueError(f"--batch_size={flags.batch_size} must be at least 1")
+        output = open(flags.output, "w", encoding="utf-8") if flags.output else None  # noqa: SIM115
+    completions = generator([record["document"] for record in records], flags.batch_size)
+    with output or contextlib.nullcontext(sys.stdout) as file:
         for record, completion in zip(records, completions, strict=True):
             row = {"document": record["document"], "completion": completion, **generator.weights}
-            print(json.dumps(row, ensure_ascii=False), file=output)
+            print(json.dumps(row, ensure_ascii=False), file=file, flush=True)
 
 
 def _records(path: str, field: str) -> Iterable[Mapping[str, str]]:
@@ -53,7 +54,9 @@ def _parsed(lines: Iterable[str], field: str) -> Iterator[Mapping[str, str]]:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="python -m clp_jax.generate",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--model_dir", required=True, help="MODEL_DIR of a clp_jax.train run")
     parser.add_argument(

@@ -105,8 +105,6 @@ def load(gin_files: Sequence[str], bindings: Sequence[str] = (), search_paths: s
     """
     from clp_jax.config import Run
 
-    # Gin files bind `train_script.train`, `train_script` being the main module, as under t5x.
-    sys.modules["__main__"].train = Run  # type: ignore[attr-defined]
     gin.clear_config()
     for path in [str(_REPOSITORY), *filter(None, search_paths.split(","))]:
         gin.add_config_file_search_path(path)
@@ -114,7 +112,7 @@ def load(gin_files: Sequence[str], bindings: Sequence[str] = (), search_paths: s
         with _explained(f"--gin_file={gin_file}"):
             if not any(pathlib.Path(root, gin_file).exists() for root in _roots(search_paths)):
                 raise ConfigError(_missing_file(gin_file))
-            with _quiet():
+            with _quiet(), _main_train(Run):
                 gin.parse_config_file(gin_file)
     file_macros = _macros()
     imports = [statement.format() for statement in sorted(_imports(), key=lambda s: s.module)]
@@ -126,8 +124,9 @@ def load(gin_files: Sequence[str], bindings: Sequence[str] = (), search_paths: s
                 raise ConfigError(f"{source} has no value; write --gin.{name}=value")
             if re.fullmatch(r"\w+", name) and name not in file_macros:
                 raise ConfigError(unknown_name("gin name", name, file_macros, source))
-            gin.parse_config([_DYNAMIC_REGISTRATION, *imports, f"{name} = {value}"])
-    _check_macros_are_defined()
+            with _main_train(Run):
+                gin.parse_config([_DYNAMIC_REGISTRATION, *imports, f"{name} = {value}"])
+    _check_macros()
 
 
 def configured_run() -> "Run":
@@ -141,7 +140,8 @@ def configured_run() -> "Run":
     required = [
         scope
         for (scope, selector), binding in gin_internals._CONFIG.items()
-        if selector == "gin.macro" and "REQUIRED" in repr(binding.get("value"))
+        if selector == "gin.macro"
+        and any(reference.scopes == ["gin.REQUIRED"] for reference in _references(binding))
     ]
     if required:
         raise ConfigError(
@@ -170,8 +170,9 @@ def config_differences(old: str, new: str) -> list[str]:
 
 
 def _bindings(config: str) -> dict[str, str]:
-    joined = config.replace("\\\n", "")
-    pairs = (line.split(" = ", 1) for line in joined.splitlines() if not line.startswith("#"))
+    """Name -> value of a configuration's text, in which long values go on over indented lines."""
+    joined = re.sub(r"\\?\n\s+", " ", re.sub(r"^#.*\n", "", config, flags=re.MULTILINE))
+    pairs = (line.split(" = ", 1) for line in joined.splitlines())
     return {pair[0].strip(): pair[1].strip() for pair in pairs if len(pair) == 2}
 
 
@@ -183,14 +184,52 @@ def _macros() -> set[str]:
     return {scope for scope, selector in gin_internals._CONFIG if selector == "gin.macro" and scope}
 
 
-def _check_macros_are_defined() -> None:
-    """Gin finds an undefined %NAME only when it is used, which may be an hour into the run."""
-    for (_, selector), binding in gin_internals._CONFIG.items():
-        for parameter, value in binding.items():
-            for name in re.findall(r"%(\w+)", repr(value)):
-                if name not in _macros() and name != "gin":
-                    where = f"{selector}.{parameter}"
-                    raise ConfigError(unknown_name("gin name", f"%{name}", _macros(), where))
+def _check_macros() -> None:
+    """Finds misspelt macros, which gin finds late (those that are read) or never (those set).
+
+    Raises:
+      ConfigError: a %NAME that nothing binds, or a NAME that nothing reads but that is close to one
+        that is read.
+    """
+    read = set()
+    for (scope, selector), binding in gin_internals._CONFIG.items():
+        for name in _macros_in(binding):
+            if name not in _macros():
+                where = scope if selector == "gin.macro" else selector
+                raise ConfigError(unknown_name("gin name", f"%{name}", _macros(), where))
+            read.add(name)
+    for name in sorted(_macros() - read):
+        if difflib.get_close_matches(name, read, cutoff=0.75):
+            raise ConfigError(unknown_name("gin name", name, read, "a gin file; nothing reads it"))
+
+
+def _references(value: object) -> Iterator[gin_internals.ConfigurableReference]:
+    return gin_internals.iterate_references({"": value})
+
+
+def _macros_in(value: object) -> set[str]:
+    macro = gin_internals.macro
+    return {
+        "/".join(r.scopes)
+        for r in _references(value)
+        if r.configurable.wrapped is macro and r.scopes
+    }
+
+
+@contextlib.contextmanager
+def _main_train(run: type) -> Iterator[None]:
+    """Gin files bind `train_script.train`, `train_script` being the main module, as under t5x."""
+    main = sys.modules["__main__"]
+    missing = object()
+    before = getattr(main, "train", missing)
+    main.train = run  # type: ignore[attr-defined]
+    try:
+        yield
+    finally:
+        if before is missing:
+            del main.train
+        else:
+            main.train = before  # type: ignore[attr-defined]
 
 
 def _roots(search_paths: str) -> list[str]:

@@ -40,9 +40,8 @@ def train(
 ) -> Any:
     """Runs steps first_step .. total_steps − 1 and returns the last state.
 
-    Metrics are means over the steps since the last report; a report comes every `stats_period`
-    steps, with every checkpoint and at the end, so that a resumed run reports what an unbroken one
-    does.
+    A report, of means since the last one, comes every `stats_period` steps, with every checkpoint
+    and at the end, so that a resumed run reports what an unbroken one does.
 
     Args:
       step_fn: one step.
@@ -77,10 +76,11 @@ def train(
             log.scalars(done, means | progress.report(done, means))
             _show_samples(log, done, step_fn.samples())
         paused = time.monotonic()
-        if saves:
-            checkpoints.save(done, state, batches)
+        # Before the checkpoint, so that a run that is killed in between evaluates again.
         if evaluate is not None and (last or (eval_period and done % eval_period == 0)):
             evaluate(state, done)
+        if saves:
+            checkpoints.save(done, state, batches)
         progress.pause(time.monotonic() - paused)
     return state
 

@@ -67,7 +67,9 @@ def _open_at(path: pathlib.Path, step: int):
     """Opens a JSONL log for appending, without the lines after `step`."""
     lines = path.read_text().splitlines(keepends=True) if path.exists() else []
     kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step]
-    path.write_text("".join(kept))
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_text("".join(kept))
+    partial.rename(path)
     return path.open("a")
 
 
@@ -111,7 +113,7 @@ class Progress:
         shown = [
             f"{name.rpartition('/')[2]} {value:.3g}"
             for name, value in metrics.items()
-            if name.startswith(_SHOWN) or (name == "data/truncated_prompts" and value)
+            if name.startswith(_SHOWN) or (name.startswith("data/truncated") and value)
         ]
         done = f"{step}/{self._total} ({100 * step // max(self._total, 1)} %)"
         say(f"{self._what} {done}  {speed:.1f} steps/s  ETA {eta}  {' '.join(shown)}")

@@ -4,6 +4,7 @@ Everything that is steered at inference (CLP, and later soups, logit mixing and 
 one interface, which evaluation, generation and export use.
 """
 
+import dataclasses
 import functools
 from collections.abc import Sequence
 from typing import Any, Protocol
@@ -39,35 +40,39 @@ class CLPPolicy:
 
     Args:
       clp: network, decoding and f_mix.
-      params: φ.
+      params: φ; the attribute may be set to another one of the same shape, without compiling anew.
       reference: θ_ref.
       prompter: writes w into the prompts, for policies trained with CONDITION_PROMPT.
     """
 
     def __init__(
-        self, clp: CLP, params: CLPParams, reference: Params,
+        self,
+        clp: CLP,
+        params: CLPParams,
+        reference: Params,
         prompter: "Prompter | None" = None,
-    ):  # fmt: skip
-        self._clp, self._params, self._reference = clp, params, reference
-        self._prompter = prompter
+    ):
+        self.params = params
+        self._clp, self._reference, self._prompter = clp, reference, prompter
         self._generate = jax.jit(functools.partial(_generate, clp))
 
     def generate(self, weighting: Weighting, prompts: np.ndarray, key: jax.Array) -> Rollout:
         """See `SteerablePolicy.generate`."""
+        conditioned = prompts
         if self._prompter is not None:
-            prompts = self._prompter(prompts, np.asarray(weighting.reward_weights))
-        return self._generate(
-            self._params, self._reference, jax.device_put(prompts), weighting, key
-        )
+            conditioned, _ = self._prompter(prompts, jax.device_get(weighting.reward_weights))
+        arrays = jax.device_put((conditioned, prompts))
+        return self._generate(self.params, self._reference, *arrays, weighting, key)
 
     def language_model(self, weighting: Weighting) -> Params:
         """θ^{α,w}, the plain LM parameters at one weighting."""
-        return condition(self._params, self._reference, weighting, self._clp.kl_mix)
+        return condition(self.params, self._reference, weighting, self._clp.kl_mix)
 
 
-def _generate(clp, params, reference, prompts, weighting, key):
+def _generate(clp, params, reference, prompts, plain_prompts, weighting, key):
     grouped = Weighting(weighting.kl_weight[None], weighting.reward_weights[None])
     rollout = clp_step.generate(clp, params, reference, prompts, grouped, key)
+    rollout = dataclasses.replace(rollout, plain_prompts=plain_prompts)
     return clp_step.score(clp, reference, rollout)
 
 
@@ -86,21 +91,22 @@ class Prompter:
         grid = np.linspace(0, 1, 101)[:, None] * np.ones(len(names))
         self.length = max(len(vocabulary.encode(self.text(weights))) for weights in grid)
 
-    def __call__(self, prompts: np.ndarray, reward_weights: np.ndarray) -> np.ndarray:
+    def __call__(self, prompts: np.ndarray, reward_weights: np.ndarray) -> tuple[np.ndarray, int]:
         """Prompts [B, E] with the weights [m] or [k, m] of each of k groups in front.
 
         Returns:
-          [B, E + P], P being `self.length`, the tokens of the longest prefix.
+          ([B, E + P], P being `self.length`, the tokens of the longest prefix; how many prompts
+          lost their end, which takes a vocabulary that joins words).
         """
         groups = np.atleast_2d(reward_weights)
         parts = np.split(np.pad(prompts, ((0, 0), (0, self.length))), len(groups))
-        return np.concatenate(
-            [self._prepend(part, weights) for part, weights in zip(parts, groups, strict=True)]
-        )
+        done = [self._prepend(part, weights) for part, weights in zip(parts, groups, strict=True)]
+        return np.concatenate([part for part, _ in done]), sum(lost for _, lost in done)
 
     def text(self, reward_weights: np.ndarray) -> str:
         """The prefix itself."""
         return prompting.weight_prefix(self._names, reward_weights, self._repetitions)
 
-    def _prepend(self, prompts: np.ndarray, weights: np.ndarray) -> np.ndarray:
-        return prompting.prepend(self._vocabulary.encode(self.text(weights)), prompts)[0]
+    def _prepend(self, prompts: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, int]:
+        prefix = self._vocabulary.encode(self.text(weights))
+        return prompting.prepend(prefix, prompts, self._vocabulary.eos_id)

@@ -20,17 +20,20 @@ class Rollout:
     """B prompts and one sampled completion of each.
 
     Attributes:
-      prompts: encoder tokens, [B, E] int32, padded with 0.
+      prompts: what the policy read, encoder tokens, [B, E] int32, padded with 0.
       completions: sampled tokens, [B, L] int32, 0 behind the first EOS.
       mask: [B, L] float32, 1 up to and including the first EOS.
       log_probs: log π(y_t | x, y_<t) under the policy that sampled them, [B, L] float32.
-      reference_log_probs: the same under π_ref, [B, L] float32; None until it was scored.
+      plain_prompts: the prompts x without reward weights in front, which reference, value network
+        and rewards read; other than `prompts` only with CONDITION_PROMPT.
+      reference_log_probs: log π_ref(y_t | x, y_<t), [B, L] float32; None until it was scored.
     """
 
     prompts: jax.Array
     completions: jax.Array
     mask: jax.Array
     log_probs: jax.Array
+    plain_prompts: jax.Array
     reference_log_probs: jax.Array | None = None
 
 
@@ -83,7 +86,7 @@ def generate(
         prompts,
         jax.random.split(key, prompts.shape[0]),
     )
-    return Rollout(prompts, samples.tokens, samples.mask, samples.log_probs)
+    return Rollout(prompts, samples.tokens, samples.mask, samples.log_probs, prompts)
 
 
 def completion_logits(

@@ -3,12 +3,11 @@
 import pathlib
 from typing import Any
 
-import jax
 import orbax.checkpoint as ocp
 
 from clp_jax.config import SaveCheckpointConfig
 from clp_jax.data.batches import Batches
-from clp_jax.models.checkpoints import check_structure
+from clp_jax.models.checkpoints import check_structure, restore_template
 
 _HINT = "; the number of rewards (m), SUBSET and the model must be those of the checkpoint"
 
@@ -62,7 +61,7 @@ class RunCheckpoints:
           ValueError: no checkpoint, or one of another m, S or model size.
         """
         step = self.check(template, step)
-        items = {"state": ocp.args.StandardRestore(_shapes(template))}
+        items = {"state": ocp.args.StandardRestore(restore_template(template))}
         if batches is not None:
             items["position"] = ocp.args.StandardRestore()
         restored = self._manager.restore(step, args=ocp.args.Composite(**items))
@@ -85,7 +84,3 @@ class RunCheckpoints:
         """Waits until everything is on disk."""
         self._manager.wait_until_finished()
         self._manager.close()
-
-
-def _shapes(tree: Any) -> Any:
-    return jax.tree.map(ocp.utils.to_shape_dtype_struct, tree)

@@ -15,14 +15,17 @@ def main(argv: Sequence[str]) -> None:
     from clp_jax import command_line
 
     with command_line.errors("clp_jax.sft"):
-        run, _ = command_line.configured_run(__doc__, argv)
+        run, _ = command_line.configured_run("clp_jax.sft", __doc__, argv)
         if run.sft.steps < 1:
             raise ValueError(f"SFT_STEPS={run.sft.steps} leaves nothing to do")
-        command_line.claim_model_dir(run.model_dir, "sft")
+        from clp_jax import supervised, training
 
-    from clp_jax import supervised
-
-    supervised.finetune(run)
+        training.check(run)
+        command_line.claim_model_dir(run.model_dir)
+    if training.has_reference(run):
+        print(f"{run.model_dir} has its reference already", file=sys.stderr)
+    else:
+        supervised.finetune(run)
 
 
 if __name__ == "__main__":

@@ -86,7 +86,11 @@ class SupervisedStep:
         """See `clp_jax.loop.Step`."""
         arguments = (batch.prompts, batch.references, np.int32(self._seed), np.int32(step))
         state, metrics = self._step(state, *jax.device_put(arguments))
-        return state, {**metrics, "data/truncated_prompts": batch.truncated.sum()}
+        return state, {
+            **metrics,
+            "data/truncated_prompts": batch.truncated.sum(),
+            "data/truncated_references": batch.truncated_references.sum(),
+        }
 
     def samples(self) -> Sequence[dict[str, Any]]:
         """None: nothing is sampled."""

@@ -23,8 +23,9 @@ def main(argv: Sequence[str]) -> None:
     from clp_jax import command_line
 
     with command_line.errors("clp_jax.train"):
-        run, flags = command_line.configured_run(__doc__, argv, _add_arguments)
+        run, flags = command_line.configured_run("clp_jax.train", __doc__, argv, _add_arguments)
         from clp_jax import training
+        from clp_jax.rewards.base import RewardError
 
         training.check(run)
         if flags.dry_run:
@@ -32,7 +33,9 @@ def main(argv: Sequence[str]) -> None:
             return
         command_line.claim_model_dir(run.model_dir)
         training.check_checkpoint(run)
-    training.train(run)
+    # From here on only a reward's failure is the user's to mend; all else shows its traceback.
+    with command_line.errors("clp_jax.train", RewardError):
+        training.train(run)
 
 
 if __name__ == "__main__":

@@ -135,7 +135,7 @@ def generate(
 def score(clp: CLP, reference: Params, rollout: Rollout) -> Rollout:
     """Adds log π_ref(y_t | x_t), the half of line 6 that needs no reward and no gradient."""
     log_probs = rollout_lib.completion_log_probs(
-        clp.module, reference, rollout.prompts, rollout.completions, rollout.mask
+        clp.module, reference, rollout.plain_prompts, rollout.completions, rollout.mask
     )
     return dataclasses.replace(rollout, reference_log_probs=log_probs)
 
@@ -164,7 +164,7 @@ def update(
 
     # V̂_i(x_t), and its own step towards R_i.
     def value_objective(value_params):
-        values = predict_values(clp.module, value_params, rollout.prompts, rewards.shape[1])
+        values = predict_values(clp.module, value_params, rollout.plain_prompts, rewards.shape[1])
         return losses.value_loss(values, rewards), values
 
     (value_loss, values), value_grads = jax.value_and_grad(value_objective, has_aux=True)(
@@ -217,23 +217,31 @@ def update(
 def _log_probs_and_kl(clp, params, reference, rollout, weighting, key):
     """log π(y_t | x_t), differentiable, and the KL of line 6: ([B], [B])."""
 
-    def of_group(weighting, rollout):
+    def of_group(weighting, rollout, keys):
         policy = condition(params, reference, weighting, clp.kl_mix)
         logits = rollout_lib.completion_logits(
-            clp.module, policy, rollout.prompts, rollout.completions, rollout.mask,
-            key if clp.dropout else None,
-        )  # fmt: skip
+            clp.module,
+            policy,
+            rollout.prompts,
+            rollout.completions,
+            rollout.mask,
+            keys[0] if clp.dropout else None,
+        )
         log_probs = losses.token_log_probs(logits, rollout.completions) * rollout.mask
         if clp.exact_kl:
             reference_logits = rollout_lib.completion_logits(
-                clp.module, reference, rollout.prompts, rollout.completions, rollout.mask
+                clp.module, reference, rollout.plain_prompts, rollout.completions, rollout.mask
             )
             kl = losses.exact_token_kl(logits, reference_logits, rollout.mask)
-        else:  # the sampled log-ratio; no gradient flows through it
-            kl = losses.sampled_kl(rollout.log_probs, rollout.reference_log_probs, rollout.mask)
+        else:
+            # The sampled log-ratio; no gradient flows through it. Both sides are teacher-forced
+            # where they can be, so that rounding in low precision cancels.
+            sampled = rollout.log_probs if clp.dropout else jax.lax.stop_gradient(log_probs)
+            kl = losses.sampled_kl(sampled, rollout.reference_log_probs, rollout.mask)
         return jnp.sum(log_probs, axis=1), kl
 
-    return rollout_lib.over_weightings(of_group, weighting, rollout)
+    keys = jax.random.split(jax.random.fold_in(key, 1), rollout.prompts.shape[0])
+    return rollout_lib.over_weightings(of_group, weighting, rollout, keys)
 
 
 def _per_example(weighting: Weighting, batch_size: int) -> tuple[jax.Array, jax.Array]:

@@ -1,5 +1,6 @@
 """The host's side of one CLP step: compiled functions, weightings, text and host rewards."""
 
+import dataclasses
 import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -57,12 +58,14 @@ class Trainer:
         """
         rewards = self._model.rewards
         key, weighting = self._draw(*jax.device_put((np.int32(self._seed), np.int32(step))))
-        prompts = batch.prompts
+        plain_prompts, cut = jax.device_put(batch.prompts), 0
+        prompts = plain_prompts
         if self._prompter is not None:
-            prompts = self._prompter(prompts, jax.device_get(weighting.reward_weights))
-        rollout = self.generate(
-            state.params, self._reference, jax.device_put(prompts), weighting, key
-        )
+            weights = jax.device_get(weighting.reward_weights)
+            conditioned, cut = self._prompter(batch.prompts, weights)
+            prompts = jax.device_put(conditioned)
+        rollout = self.generate(state.params, self._reference, prompts, weighting, key)
+        rollout = dataclasses.replace(rollout, plain_prompts=plain_prompts)
         rollout, on_device = self.score(self._reference, rollout)
         completions = self.decode(rollout.completions)
         handle = rewards.submit(batch.prompt_texts, completions, batch.columns)
@@ -81,7 +84,7 @@ class Trainer:
                 for n, v in zip(rewards.names, scores.raw.mean(0), strict=True)
             },
             **metrics,
-            "data/truncated_prompts": batch.truncated.sum(),
+            "data/truncated_prompts": batch.truncated.sum() + cut,
             **{f"timing/reward_seconds/{n}": s for n, s in handle.seconds.items()},
         }
 
@@ -141,5 +144,7 @@ def _draw(model: CLPModel, seed: jax.Array, step: jax.Array) -> tuple[jax.Array,
 
 def _score(clp, model: CLPModel, reference: Params, rollout: Rollout):
     """The reference's log-probabilities and the rewards that run on the device."""
-    on_device = model.rewards.score_on_device(rollout.prompts, rollout.completions, rollout.mask)
+    on_device = model.rewards.score_on_device(
+        rollout.plain_prompts, rollout.completions, rollout.mask
+    )
     return clp_step.score(clp, reference, rollout), on_device

@@ -7,7 +7,7 @@ import jax
 
 from clp_jax import conditioning, describe, loop, supervised
 from clp_jax import train_step as clp_step
-from clp_jax.config import Run
+from clp_jax.config import DatasetConfig, Run
 from clp_jax.data import tasks
 from clp_jax.data.batches import Batches
 from clp_jax.evaluation import report, sweep
@@ -24,24 +24,42 @@ Params = Any
 def check(run: Run) -> None:
     """Raises ValueError for whatever would stop the run, before anything is compiled.
 
-    Checked: the Tasks exist, the rewards find their columns, S matches parameters, and the
-    reference policy has somewhere to come from.
+    Checked: the Tasks exist and are large enough, the rewards find their columns and return scores,
+    S matches parameters, and the reference policy has somewhere to come from and fits the model.
+
+    Raises:
+      RewardError: a reward failed on two references taken as completions.
     """
     for config in (run.train_dataset_cfg, run.infer_eval_dataset_cfg):
-        name = config.mixture_or_task_name
-        tasks.check_task(name)
-        records = tasks.columns(name, config.split)
-        available = ("document", "summary") if records is None else tuple(records[0])
-        run.model.rewards.check_columns(available, f"task {name!r}, split {config.split!r}")
+        tasks.check_task(config.mixture_or_task_name)
+        _check_records(run, config)
     state_shapes(run)
-    if not (has_reference(run) or run.checkpoint_cfg.restore.path or run.sft.steps):
-        if not run.sft.init_from_scratch:
-            raise ValueError(
-                "the reference policy has no parameters: set INITIAL_CHECKPOINT_PATH, or SFT_STEPS "
-                "to train it here, or INIT_FROM_SCRATCH=True to try things out on a random one"
-            )
-    elif run.checkpoint_cfg.restore.path and not has_reference(run):
-        checkpoints.check_params(run.checkpoint_cfg.restore.path, reference_shapes(run))
+    path = run.model_dir if has_reference(run) else run.checkpoint_cfg.restore.path
+    if path:
+        checkpoints.check_params(path, reference_shapes(run))
+    elif not (run.sft.steps or run.sft.init_from_scratch):
+        raise ValueError(
+            "the reference policy has no parameters: set INITIAL_CHECKPOINT_PATH, or SFT_STEPS to "
+            "train it here, or INIT_FROM_SCRATCH=True to try things out on a random one"
+        )
+
+
+def _check_records(run: Run, config: DatasetConfig) -> None:
+    name, rewards = config.mixture_or_task_name, run.model.rewards
+    source = f"task {name!r}, split {config.split!r}"
+    records = tasks.columns(name, config.split)
+    if records is None:
+        rewards.check_columns(("document", "summary"), source)
+        return
+    needed = max(run.train_dataset_cfg.batch_size, run.sft.batch_size if run.sft.steps else 0)
+    if config.split == run.train_dataset_cfg.split and len(records) < needed:
+        raise ValueError(f"{source} has {len(records)} examples, fewer than one batch of {needed}")
+    names = tasks.column_names(records)
+    rewards.check_columns(names, f"{source}; columns that every example has")
+    # What a reward does wrong on every batch shows on these.
+    rows = records[:2]
+    columns = {column: [row[column] for row in rows] for column in names}
+    rewards.submit([row["prompt"] for row in rows], columns["summary"], columns).result()
 
 
 def check_checkpoint(run: Run) -> None:
@@ -78,8 +96,10 @@ def train(run: Run) -> TrainState:
         state = saved.restore(state, first_step, batches)
     log = MetricsLog(folder, first_step)
 
+    policy = CLPPolicy(run.clp, state.params, reference, prompter(run.model))
+
     def evaluate(state: TrainState, step: int) -> None:
-        policy = CLPPolicy(run.clp, state.params, reference, prompter(run.model))
+        policy.params = state.params
         result = sweep.sweep(policy, run)
         report.write(result, folder / "evaluation" / str(step))
         log.scalars(step, result.scalars())

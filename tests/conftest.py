@@ -1,3 +1,10 @@
+import os
+import tempfile
+
+# The runs of the tests, many of them processes of their own, compile the same few programs.
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", tempfile.mkdtemp(prefix="clp_jax_tests_"))
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
+
 import jax
 import jax.numpy as jnp
 import pytest

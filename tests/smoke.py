@@ -21,7 +21,7 @@ def flags(model_dir, *bindings, files=FILES):
 
 def configured(model_dir, *bindings, files=FILES):
     """The `Run` of a smoke run."""
-    return command_line.configured_run(None, flags(model_dir, *bindings, files=files))[0]
+    return command_line.configured_run("test", None, flags(model_dir, *bindings, files=files))[0]
 
 
 def command(module, *arguments, **kwargs):

@@ -82,13 +82,19 @@ def workplace(tmp_path_factory):
 def test_every_command_runs_and_the_front_is_not_a_point(workplace):
     ran = [c for c in commands() if c not in BY_CI]
     assert len(ran) >= 8
-    for command in ran:
-        done = subprocess.run(
-            command, shell=True, cwd=workplace, capture_output=True, text=True, check=False,
-            env={**os.environ, "PYTHONPATH": str(workplace)},
-        )  # fmt: skip
-        assert done.returncode == 0, f"{command}\n{done.stderr[-3000:]}"
-    folder = max(pathlib.Path(workplace, "runs/briefs/evaluation").iterdir())
-    values = json.loads((folder / "values.json").read_text())
-    assert min(values["range"].values()) >= 0.5, values["range"]
-    assert min(values["kendall_tau"].values()) >= 0.65, values["kendall_tau"]
+    main_job, *others = ran
+    execute(main_job, workplace)
+    (folder,) = pathlib.Path(workplace, "runs/briefs/evaluation").iterdir()
+    (front,) = json.loads((folder / "values.json").read_text())["fronts"]
+    assert min(front["range"].values()) >= 0.5, front
+    assert min(front["kendall_tau"].values()) >= 0.65, front
+    for command in others:
+        execute(command, workplace)
+
+
+def execute(command, folder):
+    done = subprocess.run(
+        command, shell=True, cwd=folder, capture_output=True, text=True, check=False,
+        env={**os.environ, "PYTHONPATH": str(folder)},
+    )  # fmt: skip
+    assert done.returncode == 0, f"{command}\n{done.stderr[-3000:]}"

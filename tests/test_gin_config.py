@@ -51,7 +51,7 @@ def test_paper_defaults(tmp_path):
 def _importing_tasks(tmp_path):
     path = tmp_path / "imports.gin"
     lines = ["from __gin__ import dynamic_registration", "from clp_jax.data import tasks"]
-    path.write_text("\n".join([*lines, "X = @tasks.briefs", ""]))
+    path.write_text("\n".join([*lines, "tasks.briefs.seed = 0", ""]))
     return path
 
 
@@ -67,7 +67,13 @@ def _importing_tasks(tmp_path):
         ("REWARDS=('no_such_module.reward',)", "there is no module 'no_such_module'"),
         ("MODEL_DIR=/tmp/x", "is not a gin value .* a string needs quotes"),
         ("TRAIN_STEPS", "has no value"),
-        ("TRAIN_STEPS=-1", "total_steps=-1 must be a whole number"),
+        ("TRAIN_STEPS=-1", "total_steps=-1 must be a whole number of at least 1"),
+        ("TRAIN_STEPS=True", "total_steps=True must be a whole number"),
+        ("SFT_STEPS=2.5", "SFT_STEPS=2.5 must be a whole number of at least 0"),
+        ("RANDOM_SEED=None", "random_seed=None must be a whole number"),
+        ("SUBSET=@subset.full", r"subset is the class full.*@full\(\) with its parentheses"),
+        ("KL_WEIGHT_SAMPLER=@weighting.FixedKLWeight", "kl_weight_sampler is the class"),
+        ("MODEL_DIR='gs://bucket/run'", "MODEL_DIR='gs://bucket/run': buckets cannot"),
         ("TRAIN_STEPS=%STEPS", "unknown gin name '%STEPS'"),
         ("BATCH_SIZE=0", "batch_size=0"),
         ("WEIGHTINGS_PER_BATCH=3", "WEIGHTINGS_PER_BATCH=3 must divide BATCH_SIZE=8; .*1, 2, 4, 8"),
@@ -80,8 +86,9 @@ def _importing_tasks(tmp_path):
         ("TEMPERATURE=0.0", "TEMPERATURE=0.0 must be positive"),
         ("POLICY_LEARNING_RATE=0.0", "learning_rate=0.0 must be positive"),
         ("t5.T5Config.vocab_size=100", "vocabulary has 256 pieces, the model's vocab_size=100"),
-        ("SAVE_PERIOD=0", "must be at least 1"),
-        ("EVAL_GRID_POINTS=1", "grid_points must be at least 2"),
+        ("SAVE_PERIOD=0", "SAVE_PERIOD=0 must be a whole number of at least 1"),
+        ("SAVE_PERIOD='5'", "SAVE_PERIOD='5' must be a whole number"),
+        ("EVAL_GRID_POINTS=1", "grid_points=1 must be a whole number of at least 2"),
         ("SUBSET=@subset.matching()\n", "subset.matching"),
     ],
 )
@@ -101,22 +108,22 @@ def test_sampler_of_fixed_weights_of_the_wrong_length(tmp_path):
 
 def test_unknown_gin_file(tmp_path):
     with pytest.raises(ConfigError, match="unknown gin file 'gin/clp_atn.gin'.*gin/clp_attn.gin"):
-        command_line.configured_run(None, ["--gin_file=gin/clp_atn.gin"])
+        command_line.configured_run("test", None, ["--gin_file=gin/clp_atn.gin"])
 
 
 def test_no_gin_file():
     with pytest.raises(ConfigError, match="no --gin_file"):
-        command_line.configured_run(None, [])
+        command_line.configured_run("test", None, [])
 
 
 def test_what_must_be_set_is_named(tmp_path):
     with pytest.raises(ConfigError, match="MIXTURE_OR_TASK_NAME, MODEL_DIR, .* must be set"):
-        command_line.configured_run(None, [f"--gin_file={smoke.ROOT}/gin/clp_attn.gin"])
+        command_line.configured_run("test", None, [f"--gin_file={smoke.ROOT}/gin/clp_attn.gin"])
 
 
 def test_both_spellings_of_an_override(tmp_path):
     flags = [*smoke.flags(tmp_path), "--gin.TRAIN_STEPS", "3"]
-    assert command_line.configured_run(None, flags)[0].total_steps == 3
+    assert command_line.configured_run("test", None, flags)[0].total_steps == 3
 
 
 def test_errors_name_the_file_and_line(tmp_path):
@@ -169,3 +176,44 @@ def test_every_run_file_resolves_on_briefs(tmp_path, name):
     assert smoke.configured(
         tmp_path, files=files if "clp" in name or "prompt" in name else smoke.FILES
     )
+
+
+def test_a_misspelt_macro_in_a_file(tmp_path):
+    path = tmp_path / "mine.gin"
+    path.write_text("TRAIN_STEP = 3\nMY_OWN_HELPER = 5\n")
+    with pytest.raises(ConfigError, match="unknown gin name 'TRAIN_STEP' .*nearest: TRAIN_STEPS"):
+        smoke.configured(tmp_path / "run", files=[*smoke.FILES, str(path)])
+    path.write_text("MY_OWN_HELPER = 5\n")
+    smoke.configured(tmp_path / "run", files=[*smoke.FILES, str(path)])
+
+
+def test_percent_signs_and_the_word_required_in_values(tmp_path):
+    assert smoke.configured("/tmp/100%done/REQUIRED").model_dir == "/tmp/100%done/REQUIRED"
+
+
+def test_long_values_are_compared_to_their_end(tmp_path):
+    lengths = "{'inputs': 48, 'targets': 24}"
+    ranges = "{'rouge': (52, 84), 'quality': (0.0, 1.0), 'entailment': (-2.25, 0.0)}"
+    bindings = [f"TASK_FEATURE_LENGTHS={lengths}", f"REWARD_RANGES={ranges}"]
+    command_line.claim_model_dir(smoke.configured(tmp_path, *bindings).model_dir)
+    command_line.claim_model_dir(smoke.configured(tmp_path, *bindings).model_dir)
+    bindings[1] = bindings[1].replace("-2.25", "-2.26")
+    run = smoke.configured(tmp_path, *bindings)
+    with pytest.raises(ConfigError, match="REWARD_RANGES"):
+        command_line.claim_model_dir(run.model_dir)
+
+
+def test_the_main_module_keeps_its_own_train(tmp_path, monkeypatch):
+    import sys
+
+    monkeypatch.setattr(sys.modules["__main__"], "train", "mine", raising=False)
+    smoke.configured(tmp_path)
+    assert sys.modules["__main__"].train == "mine"
+
+
+def test_paper_learning_rates():
+    from clp_jax.gin_config import gin
+
+    gin_config.load(["gin/clp_attn.gin"])
+    assert gin.query_parameter("%POLICY_LEARNING_RATE") == 3e-5
+    assert gin.query_parameter("%VALUE_LEARNING_RATE") == 1e-4

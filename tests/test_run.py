@@ -215,6 +215,11 @@ def test_train_refuses(trained, capfd, binding, message):
         (["INITIAL_CHECKPOINT_PATH='/nowhere'"], "no checkpoint at /nowhere"),
         (["SFT_STEPS=0"], "set INITIAL_CHECKPOINT_PATH, or SFT_STEPS"),
         (["REWARDS=('rouge', 'test_run.needs_titles')"], "needs a column .*'title'.*task 'briefs'"),
+        (["REWARDS=('rouge', 'test_run.one_short')"], "'one_short' returned 1 scores for 2"),
+        (["REWARDS=('rouge', 'test_run.says_none')"], "'says_none'.*None"),
+        (["REWARDS=('rouge', 'test_run.says_nan')"], "'says_nan'.*nan"),
+        (["REWARDS=('rouge', 'test_run.raises')"], "my own bug.*'raises' raised KeyError"),
+        (["tasks.briefs.train_size=7"], "has 7 examples, fewer than one batch of 8"),
     ],
 )
 def test_train_refuses_before_it_writes(tmp_path, capfd, bindings, message):
@@ -224,6 +229,22 @@ def test_train_refuses_before_it_writes(tmp_path, capfd, bindings, message):
         train.main(smoke.flags(tmp_path / "new", *bindings))
     assert re.search(message, capfd.readouterr().err, re.DOTALL)
     assert not (tmp_path / "new").exists()
+
+
+def one_short(prompts, completions):
+    return [0.0] * (len(completions) - 1)
+
+
+def says_none(prompts, completions):
+    return [None] * len(completions)
+
+
+def says_nan(prompts, completions):
+    return [float("nan")] * len(completions)
+
+
+def raises(prompts, completions):
+    raise KeyError("my own bug")
 
 
 def needs_titles(prompts, completions, title):
@@ -300,11 +321,38 @@ def test_prompting_and_groups_of_weightings(tmp_path):
 def test_sft_makes_a_reference_that_train_takes(tmp_path, capfd):
     sft.main(smoke.flags(tmp_path, "SFT_STEPS=2"))
     run = smoke.configured(tmp_path, "SFT_STEPS=2")
-    assert training.has_reference(run)
-    training.load_reference(run)
-    with pytest.raises(SystemExit):
-        sft.main(smoke.flags(tmp_path, "SFT_STEPS=2", "SFT_BATCH_SIZE=4"))
-    assert "SFT_BATCH_SIZE: 8 -> 4" in capfd.readouterr().err
+    reference = training.load_reference(run)
+    sft.main(smoke.flags(tmp_path, "SFT_STEPS=2"))
+    assert "has its reference already" in capfd.readouterr().err
+    for command in (sft, train):  # neither takes another run's directory
+        with pytest.raises(SystemExit):
+            command.main(smoke.flags(tmp_path, "SFT_STEPS=3"))
+        assert "SFT_STEPS: 2 -> 3" in capfd.readouterr().err
+    jax.tree.map(np.testing.assert_array_equal, training.load_reference(run), reference)
+
+
+TWO_DEVICES = """
+import os, sys
+os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=2"
+import jax, jax.numpy as jnp
+from clp_jax.models import checkpoints
+checkpoints.save_params(sys.argv[1], jax.device_put({"x": jnp.arange(3.0)}, jax.devices()[1]))
+"""
+
+
+def test_a_checkpoint_is_read_on_another_machine(tmp_path):
+    command = [sys.executable, "-c", TWO_DEVICES, str(tmp_path / "saved")]
+    subprocess.run(command, check=True, capture_output=True)
+    got = checkpoints.load_params(tmp_path / "saved", {"x": jax.ShapeDtypeStruct((3,), "float32")})
+    np.testing.assert_array_equal(got["x"], [0, 1, 2])
+
+
+def test_a_checkpoint_that_is_replaced_is_whole_at_all_times(tmp_path, monkeypatch):
+    checkpoints.save_params(tmp_path / "x", {"x": np.zeros(3)})
+    checkpoints.save_params(tmp_path / "x", {"x": np.ones(3)})
+    shapes = {"x": jax.ShapeDtypeStruct((3,), "float64")}
+    assert checkpoints.load_params(tmp_path / "x", shapes)["x"].sum() == 3
+    assert [path.name for path in tmp_path.iterdir()] == ["x"]
 
 
 # ---- Killed runs ---------------------------------------------------------------------------------
@@ -364,6 +412,21 @@ def test_a_killed_run_goes_on_bit_for_bit(tmp_path):
     assert len(leaves[0]) > 50
     for a, b in zip(*leaves, strict=True):
         assert np.asarray(a).tobytes() == np.asarray(b).tobytes()
+
+
+def test_an_evaluation_that_was_cut_short_is_made_up_for(tmp_path, monkeypatch):
+    from clp_jax.evaluation import report
+
+    def killed(*args):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(report, "write", killed)
+        with pytest.raises(KeyboardInterrupt):
+            train.main(smoke.flags(tmp_path, "SFT_STEPS=1"))
+    train.main(smoke.flags(tmp_path, "SFT_STEPS=1"))
+    assert (tmp_path / "evaluation/6/values.json").exists()
+    assert [row["step"] for row in lines(tmp_path / "metrics.jsonl")] == [2, 3, 4, 6, 6]
 
 
 def test_help_helps():

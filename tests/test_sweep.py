@@ -68,6 +68,7 @@ class ConstantPolicy:
             completions=np.broadcast_to(self.tokens, shape),
             mask=np.ones(shape),
             log_probs=np.full(shape, per_token),
+            plain_prompts=prompts,
             reference_log_probs=np.zeros(shape),
         )
 
@@ -154,3 +155,17 @@ def test_front_joins_the_points_in_order_of_w(tmp_path, monkeypatch):
     )
     plots.front(result([[0.9, 0.1], [0.6, 0.5], [0.2, 0.8]], GRID), tmp_path / "f.png")
     np.testing.assert_allclose(drawn["x"], [0.9, 0.6, 0.2])
+
+
+def test_each_alpha_is_a_front_of_its_own(tmp_path):
+    values = [[0.9, 0.1], [0.2, 0.8], [0.5, 0.4], [0.4, 0.5]]
+    both = result(values, [[1, 0], [0, 1]] * 2, alphas=[0.1, 0.1, 0.5, 0.5])
+    parts = both.fronts()
+    assert [part.kl_weights.tolist() for part in parts] == [[0.1, 0.1], [0.5, 0.5]]
+    assert parts[0].ranges["a"] == pytest.approx(0.9 * 0.7)
+    assert parts[1].ranges["a"] == pytest.approx(0.5 * 0.1)
+    report.write(both, tmp_path)
+    written = json.loads((tmp_path / "values.json").read_text())
+    assert [front["kl_weight"] for front in written["fronts"]] == [0.1, 0.5]
+    # One reward: α is what varies along the one front.
+    assert len(result([[1.0], [2.0]], [[1], [1]], alphas=[0.1, 1.0]).fronts()) == 1

@@ -164,6 +164,7 @@ def test_xsum_through_tfds(tmp_path, vocabulary):
             r"a.jsonl:1: unknown field 'summary'; nearest: sumary",
         ),
         ('{"document": 3, "summary": "b"}', r"a.jsonl:1: field 'document' is 3, expected a string"),
+        ('{"document": " ", "summary": "b"}', r"a.jsonl:1: field 'document' is blank"),
     ],
 )
 def test_bad_jsonl(tmp_path, vocabulary, content, message):
@@ -189,12 +190,44 @@ def test_unknown_task():
         Batches(config("brief"), repeat=True)
 
 
-def test_fewer_examples_than_a_batch(tmp_path, vocabulary):
-    name = tasks.jsonl(vocabulary, *[write(tmp_path / "a.jsonl", records(3))] * 2, name="j7")
-    with pytest.raises(
-        ValueError, match="has 3 train examples, fewer than one batch of BATCH_SIZE=4"
-    ):
-        Batches(config(name), repeat=True)
+def test_bytes_that_are_not_text(tmp_path, vocabulary):
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(b'{"document": "a", "summary": "b"}\n{"document": "\xff", "summary": "b"}\n')
+    with pytest.raises(ValueError, match=r"a.jsonl:2: not UTF-8"):
+        tasks.jsonl(vocabulary, str(path))
+
+
+def test_byte_order_mark(tmp_path):
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(b'\xef\xbb\xbf{"document": "a"}\n')
+    assert tasks.read_jsonl(str(path), {"document": "document"}) == [{"document": "a"}]
+
+
+def test_a_field_called_prompt_does_not_become_the_prompt(tmp_path, vocabulary):
+    rows = [{**row, "prompt": "elsewhere"} for row in records(4)]
+    name = tasks.jsonl(vocabulary, *[write(tmp_path / "a.jsonl", rows)] * 2, name="j8")
+    batch = next(Batches(config(name), repeat=True))
+    assert all(text.startswith("summarize: the mayor") for text in batch.prompt_texts)
+
+
+def test_columns_are_those_that_every_example_has(tmp_path, vocabulary):
+    rows = [
+        {**row, "label": i, **({"title": "t"} if i % 2 else {})} for i, row in enumerate(records(4))
+    ]
+    name = tasks.jsonl(vocabulary, *[write(tmp_path / "a.jsonl", rows)] * 2, name="j9")
+    batch = next(Batches(config(name, shuffle=False), repeat=True))
+    assert list(batch.columns) == ["document", "summary", "id", "label"]
+    assert batch.columns["label"] == [0, 1, 2, 3]
+    assert tasks.column_names(tasks.columns(name, "train")) == tuple(batch.columns)
+
+
+def test_truncated_references_are_told_apart(tmp_path, vocabulary):
+    rows = [{"document": "a boat", "summary": "boat " * n} for n in (1, 7, 8, 20)]
+    name = tasks.jsonl(vocabulary, *[write(tmp_path / "a.jsonl", rows)] * 2, name="j10")
+    batch = next(Batches(config(name, shuffle=False), repeat=True))
+    lengths = [len(vocabulary.encode(row["summary"])) + 1 for row in rows]
+    assert batch.truncated_references.tolist() == [length > 8 for length in lengths]
+    assert sum(batch.truncated_references) in (2, 3)
 
 
 def test_jsonl_gin_file(tmp_path):

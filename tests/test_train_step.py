@@ -123,6 +123,27 @@ def test_update_is_one_gradient_step_on_policy_and_value(clp, reference, prompts
     assert after.step == 1
 
 
+def test_update_of_groups_weighs_each_example_by_its_own_weighting(clp, reference, prompts):
+    state = moved_state(clp, reference)
+    pair = weightings([0.02, 0.6], [[0.9, 0.1], [0.2, 0.8]])
+    rollout = train_step.generate(clp, state.params, reference, prompts, pair, jax.random.key(4))
+    rollout = train_step.score(clp, reference, rollout)
+    rewards = jnp.asarray(np.random.default_rng(1).uniform(size=(4, M)), jnp.float32)
+    _, metrics = train_step.update(clp, state, reference, rollout, rewards, pair, jax.random.key(0))
+    values = predict_values(clp.module, state.value_params, prompts, M)
+    objectives, advantages = [], []
+    for b in range(4):
+        alpha, w = float(pair.kl_weight[b // 2]), np.asarray(pair.reward_weights[b // 2])
+        ratio = (rollout.log_probs[b] - rollout.reference_log_probs[b]) * rollout.mask[b]
+        objectives.append((1 - alpha) * float(w @ rewards[b]) - alpha * float(ratio.sum()))
+        advantages.append(objectives[-1] - float(w @ values[b]))
+    assert metrics["objective/regularized"] == pytest.approx(np.mean(objectives), abs=1e-4)
+    advantages = (np.asarray(advantages) - np.mean(advantages)) / np.std(advantages)
+    log_probs = [float((rollout.log_probs[b] * rollout.mask[b]).sum()) for b in range(4)]
+    expected = -np.mean(advantages * log_probs)
+    assert metrics["loss/policy"] == pytest.approx(expected, abs=1e-3)
+
+
 def test_an_objective_with_no_weight_does_not_move(clp, reference, prompts):
     state = moved_state(clp, reference)
     corner = weightings([0.01], [[1.0, 0.0]])

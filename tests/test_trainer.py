@@ -9,6 +9,7 @@ from clp_jax import supervised, train_step
 from clp_jax.data import tasks
 from clp_jax.data.batches import Batches
 from clp_jax.rewards.base import RewardError
+from clp_jax.rollout import completion_log_probs
 from clp_jax.trainer import Trainer
 
 
@@ -53,6 +54,9 @@ def test_device_and_host_rewards_meet_in_one_step(tmp_path):
     used = float(metrics["rollout/length"]) / run.max_decode_length
     assert metrics["rewards_raw/EosReward"] == pytest.approx(used, rel=1e-5)
     assert metrics["rewards/EosReward"] == pytest.approx(used / 2, rel=1e-5)
+    weights = trainer.samples()[0]["reward_weights"]
+    expected = sum(weights[name] * metrics[f"rewards/{name}"] for name in weights)
+    assert metrics["objective/scalarized"] == pytest.approx(expected, rel=1e-3)  # w is rounded
     counts = [len(row["completion"].split()) for row in trainer.samples()]
     assert [row["rewards"]["words"] for row in trainer.samples()] == counts
     for compiled in (trainer.generate, trainer.score, trainer.update):
@@ -84,7 +88,8 @@ def test_prompter_writes_each_groups_weights():
     for row, text in zip(prompts, texts, strict=True):
         tokens = [*vocabulary.encode(text), 1]
         row[: len(tokens)] = tokens
-    out = prompter(prompts, np.array([[0.4, 0.6], [1.0, 0.0]]))
+    out, cut = prompter(prompts, np.array([[0.4, 0.6], [1.0, 0.0]]))
+    assert cut == 0
     assert out.shape == (2, 20 + prompter.length)
     assert vocabulary.decode(out[0].tolist()) == (
         "entailment: 0.4 0.4; rouge: 0.6 0.6. The mayor built a boat."
@@ -136,3 +141,46 @@ def test_dropout_is_on_in_supervised_finetuning(tmp_path):
         for step in (0, 1)
     ]
     assert losses[0] != losses[1]
+
+
+def test_weights_stand_in_the_policys_prompt_and_nowhere_else(tmp_path):
+    files = ["gin/prompting.gin", *smoke.FILES[1:]]
+    bindings = ["WEIGHTINGS_PER_BATCH=2", "REWARDS=('entailment', 'test_trainer.PromptReward')"]
+    run = smoke.configured(tmp_path, *bindings, files=files)
+    reference = supervised.init_params(run)
+    state = train_step.init_train_state(run.clp, reference, run.model.subset, 2)
+    trainer, batches = Trainer(run, reference), Batches(run.train_dataset_cfg, repeat=True)
+    seen = {}
+    for name in ("generate", "score", "update"):
+        compiled = getattr(trainer, name)
+        setattr(trainer, name, lambda *a, n=name, f=compiled: seen.update({n: a}) or f(*a))
+    batch = next(batches)
+    with jax.transfer_guard("disallow"):
+        _, metrics = trainer(state, batch, 0)
+    policy_prompts, weighting = np.asarray(seen["generate"][2]), seen["generate"][3]
+    decode = run.model.vocabulary.decode
+    for group, rows in enumerate(np.split(policy_prompts, 2)):
+        first, second = np.asarray(weighting.reward_weights[group])
+        for row in rows:
+            text = decode(row.tolist())
+            assert text.startswith(f"entailment: {round(first, 2):g} ".replace("1.0 ", "1 "))
+            assert f"PromptReward: {round(second, 2):g} " in text or "⁇" in text
+            assert "summarize: " in text
+    rollout = seen["score"][1]
+    np.testing.assert_array_equal(rollout.plain_prompts, batch.prompts)
+    # The device reward and π_ref read the prompt as the data have it.
+    assert metrics["rewards_raw/PromptReward"] == pytest.approx((batch.prompts > 0).sum(1).mean())
+    scored = seen["update"][2].reference_log_probs
+    expected = completion_log_probs(
+        run.model.module, reference, jnp.asarray(batch.prompts), rollout.completions, rollout.mask
+    )
+    np.testing.assert_allclose(scored, expected, atol=1e-5)
+
+
+class PromptReward:
+    """On the device: the length of the prompt."""
+
+    on_device = True
+
+    def score_tokens(self, prompt_tokens, completion_tokens, completion_mask):
+        return jnp.sum(prompt_tokens > 0, axis=1)

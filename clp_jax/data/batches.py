@@ -4,6 +4,7 @@ import dataclasses
 import pathlib
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import seqio
@@ -21,15 +22,17 @@ class Batch:
       prompts: encoder tokens, [B, E] int32, padded with 0.
       references: tokens of the reference summaries, [B, L] int32, padded with 0.
       prompt_texts: B strings, untruncated.
-      columns: column name -> B strings, e.g. "document" and "summary".
+      columns: column name -> B values, e.g. "document" and "summary".
       truncated: which prompts were longer than E, [B] bool.
+      truncated_references: which references were longer than L, [B] bool.
     """
 
     prompts: np.ndarray
     references: np.ndarray
     prompt_texts: Sequence[str]
-    columns: Mapping[str, Sequence[str]]
+    columns: Mapping[str, Sequence[Any]]
     truncated: np.ndarray
+    truncated_references: np.ndarray
 
 
 class Batches(Iterator[Batch]):
@@ -42,25 +45,19 @@ class Batches(Iterator[Batch]):
       seed: of the shuffling; unused where `config.shuffle` is False.
 
     Raises:
-      ValueError: unknown task or split, a data set smaller than one batch.
+      ValueError: unknown task.
     """
 
     def __init__(self, config: DatasetConfig, *, repeat: bool, seed: int = 0):
         name = config.mixture_or_task_name
         tasks.check_task(name)
         self._records = tasks.columns(name, config.split)
-        self._length = config.task_feature_lengths["inputs"]
         task = seqio.get_mixture_or_task(name)
         self._vocabulary = task.output_features["inputs"].vocabulary
         records = self._records
-        if records is not None and repeat and len(records) < config.batch_size:
-            raise ValueError(
-                f"task {name!r} has {len(records)} {config.split} examples, fewer than one "
-                f"batch of BATCH_SIZE={config.batch_size}"
-            )
         integer = seqio.FeatureConverter.FeatureSpec(dtype=np.int32, rank=1)
-        names = () if records is None else ("example_id", "inputs_length")
-        extra = dict.fromkeys(names, integer)
+        extra = {} if records is None else {"example_id": integer}
+        self._columns = () if records is None else tasks.column_names(records)
         dataset = seqio.get_dataset(
             name,
             {**config.task_feature_lengths, **dict.fromkeys(extra, 1)},
@@ -80,16 +77,22 @@ class Batches(Iterator[Batch]):
             prompt_texts = [self._vocabulary.decode(row.tolist()) for row in prompts]
             summaries = [self._vocabulary.decode(row.tolist()) for row in references]
             columns = {"document": prompt_texts, "summary": summaries}
-            return Batch(prompts, references, prompt_texts, columns, np.zeros(len(prompts), bool))
-        rows = [self._records[i] for i in features["example_id"][:, 0]]
-        names = [key for key in rows[0] if key != "prompt"]
+        else:
+            rows = [self._records[i] for i in features["example_id"][:, 0]]
+            prompt_texts = [row["prompt"] for row in rows]
+            columns = {name: [row[name] for row in rows] for name in self._columns}
         return Batch(
             prompts,
             references,
-            prompt_texts=[row["prompt"] for row in rows],
-            columns={name: [row.get(name, "") for row in rows] for name in names},
-            truncated=features["inputs_length"][:, 0] > self._length,
+            prompt_texts,
+            columns,
+            self._cut(prompts),
+            self._cut(references),
         )
+
+    def _cut(self, tokens: np.ndarray) -> np.ndarray:
+        """Which rows lost their end: EOS stands at the end of all others, or padding behind it."""
+        return (tokens[:, -1] != 0) & (tokens[:, -1] != self._vocabulary.eos_id)
 
     def position(self) -> dict[str, np.ndarray]:
         """Where the iterator stands, as arrays that a checkpoint can hold."""

@@ -9,6 +9,7 @@ import hashlib
 import json
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import seqio
 import tensorflow as tf
@@ -16,7 +17,7 @@ import tensorflow as tf
 from clp_jax.data.briefs import corpus
 from clp_jax.errors import unknown_name
 
-Record = Mapping[str, str]
+Record = Mapping[str, Any]
 
 PROMPT_PREFIX = "summarize: "
 SPLITS = ("train", "validation")
@@ -36,6 +37,12 @@ def columns(task_name: str, split: str) -> Sequence[Record] | None:
     """
     records = _RECORDS.get(task_name)
     return None if records is None else records(split)
+
+
+def column_names(records: Sequence[Record]) -> tuple[str, ...]:
+    """The columns that every record has, which are those that rewards can read."""
+    common = set(records[0]).intersection(*records) - {"prompt"}
+    return tuple(name for name in records[0] if name in common)
 
 
 def prompt_prefix(task_name: str) -> str:
@@ -162,8 +169,8 @@ def register(
 ) -> str:
     """Registers a Task over records held in memory, replacing one of the same name.
 
-    The Task's features are `inputs` (prefix and document), `targets` (the summary), `example_id`
-    ([1], the record's index) and `inputs_length` ([1], the prompt's length before truncation).
+    The Task's features are `inputs` (prefix and document), `targets` (the summary) and `example_id`
+    ([1], the record's index).
 
     Args:
       name: of the Task.
@@ -177,7 +184,7 @@ def register(
 
     @functools.cache
     def with_prompt(split: str) -> Sequence[Record]:
-        return [{"prompt": prompt_prefix + r["document"], **r} for r in records(split)]
+        return [{**r, "prompt": prompt_prefix + r["document"]} for r in records(split)]
 
     # Tensor slices, because SeqIO cannot checkpoint the position in a Python generator.
     def dataset(split: str, shuffle_files: bool = False, seed: int | None = None):
@@ -196,26 +203,19 @@ def register(
     seqio.TaskRegistry.add(
         name,
         source=seqio.FunctionDataSource(dataset, splits=SPLITS),
-        preprocessors=[seqio.preprocessors.tokenize, seqio.preprocessors.append_eos, _add_length],
+        preprocessors=[seqio.preprocessors.tokenize, seqio.preprocessors.append_eos],
         output_features={
             "inputs": seqio.Feature(vocabulary),
             "targets": seqio.Feature(vocabulary),
-            "example_id": _integer_feature(),
-            "inputs_length": _integer_feature(),
+            "example_id": seqio.Feature(
+                seqio.PassThroughVocabulary(0), add_eos=False, dtype=tf.int32
+            ),
         },
         metric_fns=[],
     )
     _RECORDS[name] = with_prompt
     _PROMPT_PREFIXES[name] = prompt_prefix
     return name
-
-
-def _integer_feature() -> seqio.Feature:
-    return seqio.Feature(seqio.PassThroughVocabulary(0), add_eos=False, dtype=tf.int32)
-
-
-def _add_length(dataset: tf.data.Dataset) -> tf.data.Dataset:
-    return dataset.map(lambda e: {**e, "inputs_length": tf.size(e["inputs"])[None]})
 
 
 def _hash_fraction(text: str) -> float:
@@ -231,7 +231,7 @@ def read_jsonl(path: str, fields: Mapping[str, str]) -> list[Record]:
       fields: canonical name -> name in the file; each must be a string on every line.
 
     Returns:
-      One record a line: the canonical fields, and every other string field under its own name.
+      One record a line: the canonical fields, and every other field under its own name.
 
     Raises:
       ValueError: missing or empty file, malformed line, missing field; with path and line number.
@@ -239,7 +239,7 @@ def read_jsonl(path: str, fields: Mapping[str, str]) -> list[Record]:
     file = pathlib.Path(path)
     if not file.is_file():
         raise ValueError(f"{path} is not a file")
-    with file.open(encoding="utf-8") as lines:
+    with file.open("rb") as lines:
         numbered = enumerate(lines, start=1)
         records = [parse_line(line, fields, f"{path}:{n}") for n, line in numbered if line.strip()]
     if not records:
@@ -247,10 +247,12 @@ def read_jsonl(path: str, fields: Mapping[str, str]) -> list[Record]:
     return records
 
 
-def parse_line(line: str, fields: Mapping[str, str], where: str) -> Record:
+def parse_line(line: str | bytes, fields: Mapping[str, str], where: str) -> Record:
     """One line of JSONL as a record; `where` (file and line) stands in front of every error."""
     try:
-        row = json.loads(line)
+        row = json.loads(line.decode("utf-8-sig") if isinstance(line, bytes) else line)
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{where}: not UTF-8: {error}") from None
     except json.JSONDecodeError as error:
         raise ValueError(f"{where}: not valid JSON: {error}") from None
     if not isinstance(row, dict):
@@ -261,8 +263,9 @@ def parse_line(line: str, fields: Mapping[str, str], where: str) -> Record:
             raise ValueError(f"{where}: {unknown_name('field', field, row)}")
         if not isinstance(row[field], str):
             raise ValueError(f"{where}: field {field!r} is {row[field]!r}, expected a string")
-    others = {key: value for key, value in row.items() if isinstance(value, str)}
-    return others | {name: row[field] for name, field in fields.items()}
+        if not row[field].strip():
+            raise ValueError(f"{where}: field {field!r} is blank")
+    return row | {name: row[field] for name, field in fields.items()}
 
 
 def _named(fields: Mapping[str, str]) -> str:

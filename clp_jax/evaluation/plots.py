@@ -23,26 +23,34 @@ def front(result: "SweepResult", path: pathlib.Path) -> None:
       path: a file whose ending says the format.
     """
     figure, axes = plt.subplots(figsize=(6, 4.5), layout="constrained")
-    names, values = result.names, result.values
-    if len(names) == 1:
-        axes.plot(result.kl, result.normalised[:, 0], marker="o")
-        _label_points(axes, result.kl, result.normalised[:, 0], result.kl_weights)
-        axes.set(xlabel="KL to the reference (nats)", ylabel=f"{names[0]} (normalised)")
-    elif len(names) == 2:
-        axes.plot(values[:, 0], values[:, 1], marker="o")
-        _label_points(axes, values[:, 0], values[:, 1], result.reward_weights[:, 0])
-        axes.set(xlabel=f"$V$ {names[0]}", ylabel=f"$V$ {names[1]}")
-        axes.set_title(f"points are labelled with the weight of {names[0]}", fontsize="small")
-    else:
-        labels = [", ".join(f"{w:.2g}" for w in row) for row in result.reward_weights]
-        for name, column in zip(names, values.T, strict=True):
-            axes.plot(range(len(labels)), column, marker="o", label=name)
-        axes.set_xticks(range(len(labels)), labels, rotation=90, fontsize="x-small")
-        axes.set(xlabel=f"w = ({', '.join(names)})", ylabel="$V$")
+    fronts, names = result.fronts(), result.names
+    for part in fronts:
+        _draw(axes, part, f"α = {part.kl_weights[0]:.3g}" if len(fronts) > 1 else "")
+    if len(fronts) > 1 or len(names) > 2:
         axes.legend()
+    if len(names) == 2:
+        axes.set_title(f"points are labelled with the weight of {names[0]}", fontsize="small")
     axes.grid(alpha=0.3)
     figure.savefig(path, dpi=150)
     plt.close(figure)
+
+
+def _draw(axes, part: "SweepResult", label: str) -> None:
+    names, values = part.names, part.values
+    if len(names) == 1:
+        axes.plot(part.kl, part.normalised[:, 0], marker="o")
+        _label_points(axes, part.kl, part.normalised[:, 0], part.kl_weights)
+        axes.set(xlabel="KL to the reference (nats)", ylabel=f"{names[0]} (normalised)")
+    elif len(names) == 2:
+        axes.plot(values[:, 0], values[:, 1], marker="o", label=label)
+        _label_points(axes, values[:, 0], values[:, 1], part.reward_weights[:, 0])
+        axes.set(xlabel=f"$V$ {names[0]}", ylabel=f"$V$ {names[1]}")
+    else:
+        ticks = [", ".join(f"{w:.2g}" for w in row) for row in part.reward_weights]
+        for name, column in zip(names, values.T, strict=True):
+            axes.plot(range(len(ticks)), column, marker="o", label=f"{name} {label}")
+        axes.set_xticks(range(len(ticks)), ticks, rotation=90, fontsize="x-small")
+        axes.set(xlabel=f"w = ({', '.join(names)})", ylabel="$V$")
 
 
 def _label_points(axes, xs, ys, labels) -> None:

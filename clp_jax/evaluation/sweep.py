@@ -9,6 +9,7 @@ import jax
 import numpy as np
 from scipy import stats
 
+from clp_jax import losses
 from clp_jax import weighting as weighting_lib
 from clp_jax.config import Run
 from clp_jax.data.batches import Batches
@@ -51,9 +52,21 @@ class SweepResult:
         alpha = self.kl_weights[:, None]
         return (1 - alpha) * self.normalised - alpha * self.kl[:, None]
 
+    def fronts(self) -> list["SweepResult"]:
+        """One part for each α, in which only w varies; with one reward, everything, as α varies."""
+        if len(self.names) == 1:
+            return [self]
+        distinct = dict.fromkeys(self.kl_weights.tolist())
+        return [self._part(np.flatnonzero(self.kl_weights == kl_weight)) for kl_weight in distinct]
+
+    def _part(self, rows: np.ndarray) -> "SweepResult":
+        arrays = {key: v[rows] for key, v in vars(self).items() if isinstance(v, np.ndarray)}
+        samples = tuple(self.samples[i] for i in rows)
+        return SweepResult(**{**vars(self), **arrays, "samples": samples})
+
     @property
     def ranges(self) -> dict[str, float]:
-        """max − min of each objective's value over the weightings."""
+        """max − min of each objective's value over the weightings; meant for one of `fronts`."""
         spread = np.ptp(self.values, axis=0)
         return dict(zip(self.names, spread.tolist(), strict=True))
 
@@ -104,8 +117,14 @@ class SweepResult:
         }
         return fields | {
             "values": self.values.tolist(),
-            "range": self.ranges,
-            "kendall_tau": self.controllability,
+            "fronts": [
+                {
+                    "kl_weight": float(front.kl_weights[0]),
+                    "range": front.ranges,
+                    "kendall_tau": front.controllability,
+                }
+                for front in self.fronts()
+            ],
         }
 
 
@@ -152,11 +171,10 @@ def sweep(
       weightings: (α, w); None for `grid(run)`.
     """
     weightings = grid(run) if weightings is None else weightings
-    batches = list(Batches(run.infer_eval_dataset_cfg, repeat=False))
     limit = run.evaluation.num_examples
     totals = [_Totals(run) for _ in weightings]
     seen = truncated = 0
-    for index, batch in enumerate(batches):
+    for index, batch in enumerate(Batches(run.infer_eval_dataset_cfg, repeat=False)):
         size = len(batch.prompts) if limit is None else min(len(batch.prompts), limit - seen)
         if size <= 0:
             break
@@ -195,16 +213,21 @@ class _Totals:
         rewards, size = self._model.rewards, len(rollout.completions)
         completions = decode(self._model, rollout.completions)
         columns = {name: column[:size] for name, column in batch.columns.items()}
-        handle = rewards.submit(batch.prompt_texts[:size], completions, columns)
-        on_device = rewards.score_on_device(rollout.prompts, rollout.completions, rollout.mask)
-        scores = rewards.combine(jax.device_get(on_device), handle.result())
-        log_ratio = (rollout.log_probs - rollout.reference_log_probs) * rollout.mask
+        scores = rewards(
+            batch.prompt_texts[:size],
+            completions,
+            columns,
+            rollout.plain_prompts,
+            rollout.completions,
+            rollout.mask,
+        )
+        kl = losses.sampled_kl(rollout.log_probs, rollout.reference_log_probs, rollout.mask)
         self.sample = self.sample or completions[0]
         self._parts.append(
             {
                 "raw": scores.raw,
                 "normalised": scores.normalised,
-                "kl": log_ratio.sum(axis=1),
+                "kl": np.asarray(kl),
                 "length": rollout.mask.sum(axis=1),
             }
         )

@@ -2,6 +2,7 @@
 
 import difflib
 import pathlib
+import shutil
 from typing import Any
 
 import jax
@@ -14,9 +15,14 @@ REFERENCE = "reference"
 
 
 def save_params(path: str | pathlib.Path, params: Params) -> None:
-    """Writes a tree of parameters; an existing checkpoint is replaced only by a whole one."""
+    """Writes a tree of parameters; what stood at `path` goes only when the new one is whole."""
+    path = pathlib.Path(path).resolve()
+    partial = path.with_name(f".{path.name}.partial")
     with ocp.StandardCheckpointer() as checkpointer:
-        checkpointer.save(pathlib.Path(path).resolve(), params, force=True)
+        checkpointer.save(partial, params, force=True)
+    if path.exists():
+        shutil.rmtree(path)
+    partial.rename(path)
 
 
 def load_params(path: str | pathlib.Path, expected: Params) -> Params:
@@ -34,7 +40,13 @@ def load_params(path: str | pathlib.Path, expected: Params) -> Params:
     """
     folder = check_params(path, expected)
     with ocp.StandardCheckpointer() as checkpointer:
-        return checkpointer.restore(folder, jax.tree.map(ocp.utils.to_shape_dtype_struct, expected))
+        return checkpointer.restore(folder, restore_template(expected))
+
+
+def restore_template(tree: Any) -> Any:
+    """Shapes that place every array on this process's first device, wherever it was saved from."""
+    sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), tree)
 
 
 def check_params(path: str | pathlib.Path, expected: Params) -> pathlib.Path:
