@@ -188,19 +188,7 @@ def update(
         policy_objective, has_aux=True
     )(state.params)
 
-    updates, policy_optimizer_state = per_objective(clp.policy_optimizer).update(
-        policy_grads, state.policy_optimizer_state, state.params
-    )
-    value_updates, value_optimizer_state = clp.value_optimizer.update(
-        value_grads, state.value_optimizer_state, state.value_params
-    )
-    state = TrainState(
-        step=state.step + 1,
-        params=optax.apply_updates(state.params, updates),
-        policy_optimizer_state=policy_optimizer_state,
-        value_params=optax.apply_updates(state.value_params, value_updates),
-        value_optimizer_state=value_optimizer_state,
-    )
+    state = _apply_gradients(clp, state, policy_grads, value_grads)
     return state, {
         "objective/scalarized": jnp.mean(losses.scalarize(rewards, reward_weights)),
         "objective/kl": jnp.mean(kl),
@@ -212,6 +200,25 @@ def update(
         "rollout/length": jnp.mean(jnp.sum(rollout.mask, axis=1)),
         "rollout/ended": jnp.mean(jnp.any(rollout.completions == clp.decoding.eos_id, axis=1)),
     }
+
+
+def _apply_gradients(
+    clp: CLP, state: TrainState, policy_grads: CLPParams, value_grads: Params
+) -> TrainState:
+    """φ_{t+1} and the value network's next parameters."""
+    updates, policy_optimizer_state = per_objective(clp.policy_optimizer).update(
+        policy_grads, state.policy_optimizer_state, state.params
+    )
+    value_updates, value_optimizer_state = clp.value_optimizer.update(
+        value_grads, state.value_optimizer_state, state.value_params
+    )
+    return TrainState(
+        step=state.step + 1,
+        params=optax.apply_updates(state.params, updates),
+        policy_optimizer_state=policy_optimizer_state,
+        value_params=optax.apply_updates(state.value_params, value_updates),
+        value_optimizer_state=value_optimizer_state,
+    )
 
 
 def _log_probs_and_kl(clp, params, reference, rollout, weighting, key):

@@ -1,5 +1,6 @@
 """Runs at smoke scale, shared by the tests of the commands."""
 
+import json
 import pathlib
 import subprocess
 import sys
@@ -30,3 +31,8 @@ def command(module, *arguments, **kwargs):
         [sys.executable, "-m", module, *arguments],
         capture_output=True, text=True, check=False, timeout=540, **kwargs,
     )  # fmt: skip
+
+
+def lines(path):
+    """The rows of a JSONL file."""
+    return [json.loads(line) for line in pathlib.Path(path).read_text().splitlines()]
