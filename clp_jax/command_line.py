@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import dataclasses
 import pathlib
 import sys
 import traceback
@@ -112,8 +113,6 @@ def claim_model_dir(model_dir: str) -> None:
 
 def with_evaluation(run, grid_points: int | None, num_examples: int | None):
     """`run` with the evaluation settings that a command line overrides."""
-    import dataclasses
-
     changes = {"grid_points": grid_points, "num_examples": num_examples}
     given = {name: value for name, value in changes.items() if value is not None}
     return dataclasses.replace(run, evaluation=dataclasses.replace(run.evaluation, **given))
