@@ -10,6 +10,10 @@ INSTALL_REQUIRES = [
     "optax>=0.2.8",
     "orbax-checkpoint>=0.12.8",
     "numpy>=2.0",
+    # T5X checkpoints, local and in buckets; orbax brings it too.
+    "tensorstore>=0.1.86",
+    # Hugging Face checkpoints; earlier versions do not read bfloat16 into numpy.
+    "safetensors>=0.8",
     "clu>=0.0.12",
     # clu's SummaryWriter imports tensorboard but does not require it.
     "tensorboard>=2.20",
@@ -33,6 +37,9 @@ EXTRAS_REQUIRE = {
         "ruff>=0.15",
         "mypy>=1.20",
     ],
+    # The independent T5 that ours is compared with. For torch without CUDA, add
+    # --extra-index-url=https://download.pytorch.org/whl/cpu
+    "parity": ["torch>=2.8", "transformers>=5.23"],
     # Chips, and ahead-of-time compilation for them on a CPU host.
     "tpu": ["jax[tpu]>=0.10,<0.12"],
     # What t5x (installed from its git repository) imports and does not declare on PyPI.

@@ -2,11 +2,13 @@
 
 import dataclasses
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import flax.struct
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import traverse_util
 
 from clp_jax import subset as subset_lib
@@ -86,6 +88,30 @@ def _mix(
 def expert(params: CLPParams, index: int) -> Params:
     """θ_S^(i) ⊕ θ_{S^C}: the LM of one objective alone, before any mixing with the reference."""
     return subset_lib.merge(jax.tree.map(lambda x: x[index], params.conditioned), params.shared)
+
+
+def from_experts(experts: Sequence[Params], subset: subset_lib.Subset) -> CLPParams:
+    """φ whose `expert(φ, i)` is experts[i]; concrete arrays only.
+
+    Args:
+      experts: m >= 1 plain LM trees.
+      subset: S; outside of it the experts must be equal.
+
+    Raises:
+      ValueError: S matches no parameter, or two experts differ outside of it.
+    """
+    parts = [subset_lib.split(expert, subset) for expert in experts]
+    conditioned, shared = zip(*parts, strict=True)
+    for i, other in enumerate(shared):
+        for path, leaf in jax.tree.leaves_with_path(other):
+            name = jax.tree_util.keystr(path, simple=True, separator="/")
+            first = traverse_util.flatten_dict(shared[0], sep="/")[name]
+            if not np.array_equal(leaf, first):
+                raise ValueError(
+                    f"expert {i} differs from expert 0 in {name}, which SUBSET leaves out: it must "
+                    "be the same for all"
+                )
+    return CLPParams(jax.tree.map(lambda *xs: jnp.stack(xs), *conditioned), shared[0])
 
 
 @dataclasses.dataclass(frozen=True)

@@ -79,8 +79,8 @@ class RestoreCheckpointConfig:
     """Where the reference policy comes from.
 
     Attributes:
-      path: a checkpoint of plain LM parameters, or the MODEL_DIR of a finished `clp_jax.sft` run;
-        None where there is none.
+      path: a checkpoint of plain LM parameters: the MODEL_DIR of a finished `clp_jax.sft` run, a
+        T5X checkpoint (local or gs://...), or a Hugging Face directory; None where there is none.
     """
 
     path: str | None = None
@@ -271,14 +271,15 @@ class Run:
         for name, least in (("total_steps", 1), ("eval_period", 0), ("stats_period", 1)):
             check_whole_number(name, getattr(self, name), least)
         check_whole_number("random_seed", self.random_seed, 0)
-        for name, path in (
-            ("MODEL_DIR", self.model_dir),
-            ("INITIAL_CHECKPOINT_PATH", self.checkpoint_cfg.restore.path),
-        ):
-            if path is not None and "://" in path:
-                raise ValueError(
-                    f"{name}={path!r}: buckets cannot be read or written yet; give a local path"
-                )
+        if "://" in self.model_dir:
+            raise ValueError(
+                f"MODEL_DIR={self.model_dir!r}: buckets cannot be written to yet; give a local path"
+            )
+        path = self.checkpoint_cfg.restore.path
+        if path is not None and "://" in path and not path.startswith("gs://"):
+            raise ValueError(
+                f"INITIAL_CHECKPOINT_PATH={path!r} must be a local path or begin with gs://"
+            )
         if batch_size == 1:
             raise ValueError("BATCH_SIZE=1 leaves nothing of a batch-normalised advantage")
 

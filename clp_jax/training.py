@@ -36,7 +36,7 @@ def check(run: Run) -> None:
     state_shapes(run)
     path = run.model_dir if has_reference(run) else run.checkpoint_cfg.restore.path
     if path:
-        checkpoints.check_params(path, reference_shapes(run))
+        checkpoints.check_params(path, reference_shapes(run), run.model.module.config)
     elif not (run.sft.steps or run.sft.init_from_scratch):
         raise ValueError(
             "the reference policy has no parameters: set INITIAL_CHECKPOINT_PATH, or SFT_STEPS to "
@@ -157,7 +157,9 @@ def load_reference(run: Run) -> Params:
     if has_reference(run):
         return checkpoints.load_params(run.model_dir, reference_shapes(run))
     if run.checkpoint_cfg.restore.path:
-        reference = checkpoints.load_params(run.checkpoint_cfg.restore.path, reference_shapes(run))
+        reference = checkpoints.load_params(
+            run.checkpoint_cfg.restore.path, reference_shapes(run), run.model.module.config
+        )
     elif run.sft.steps:
         return supervised.finetune(run)
     else:

@@ -1,12 +1,19 @@
-"""Checkpoints of plain LM parameters, and the check that a checkpoint fits the model."""
+"""Checkpoints of plain LM parameters: our own, T5X's and Hugging Face's, by one interface."""
 
+import contextlib
 import difflib
 import pathlib
 import shutil
+from collections.abc import Iterator
+from types import ModuleType
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import orbax.checkpoint as ocp
+
+from clp_jax.models import hf_checkpoints, t5x_checkpoints
+from clp_jax.models.config import T5Config
 
 Params = Any
 
@@ -16,31 +23,60 @@ REFERENCE = "reference"
 
 def save_params(path: str | pathlib.Path, params: Params) -> None:
     """Writes a tree of parameters; what stood at `path` goes only when the new one is whole."""
-    path = pathlib.Path(path).resolve()
-    partial = path.with_name(f".{path.name}.partial")
-    with ocp.StandardCheckpointer() as checkpointer:
+    with whole_directory(pathlib.Path(path)) as partial, ocp.StandardCheckpointer() as checkpointer:
         checkpointer.save(partial, params, force=True)
-    if path.exists():
-        shutil.rmtree(path)
-    partial.rename(path)
 
 
-def load_params(path: str | pathlib.Path, expected: Params) -> Params:
-    """Reads a checkpoint of plain LM parameters.
+@contextlib.contextmanager
+def whole_directory(path: pathlib.Path) -> Iterator[pathlib.Path]:
+    """Writes a directory that is there whole or not at all.
 
     Args:
-      path: the checkpoint, or a MODEL_DIR that has one under `reference/`.
-      expected: tree of arrays or shapes that the model has.
+      path: where it shall be.
+
+    Yields:
+      A path beside it, where nothing is, to write it to. It becomes `path` at the end of the block,
+      and only then what stood there goes; if the block raises, it is removed.
+    """
+    path = path.resolve()
+    partial, old = (path.with_name(f".{path.name}.{suffix}") for suffix in ("partial", "old"))
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        yield partial
+        shutil.rmtree(old, ignore_errors=True)
+        if path.exists():
+            path.rename(old)
+        partial.rename(path)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def load_params(
+    path: str | pathlib.Path, expected: Params, config: T5Config | None = None
+) -> Params:
+    """Reads plain LM parameters from a checkpoint of any format.
+
+    Args:
+      path: one of ours, or a MODEL_DIR that has one under `reference/`; T5X's, local or gs://...
+        (`t5x_checkpoints`); a Hugging Face directory (`hf_checkpoints`).
+      expected: tree of arrays or shapes that the model has. A checkpoint in another float dtype is
+        converted.
+      config: of the model, which a Hugging Face directory is compared with; None for no comparison.
 
     Returns:
       Parameters with the structure of `expected`.
 
     Raises:
-      ValueError: no checkpoint there, or one of another model.
+      ValueError: no checkpoint there, one that is damaged, or one of another model; names file,
+        leaf and what was expected.
     """
-    folder = check_params(path, expected)
+    check_params(path, expected, config)
+    if (foreign := _foreign_format(path)) is not None:
+        return jax.tree.map(jnp.asarray, foreign.load(str(path), expected))
     with ocp.StandardCheckpointer() as checkpointer:
-        return checkpointer.restore(folder, restore_template(expected))
+        return checkpointer.restore(_own_folder(path), restore_template(expected))
 
 
 def restore_template(tree: Any) -> Any:
@@ -49,10 +85,16 @@ def restore_template(tree: Any) -> Any:
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), tree)
 
 
-def check_params(path: str | pathlib.Path, expected: Params) -> pathlib.Path:
-    """Returns the checkpoint's own directory; raises as `load_params` does, but reads no arrays."""
-    folder = pathlib.Path(path).resolve()
-    folder = folder / REFERENCE if (folder / REFERENCE).is_dir() else folder
+def check_params(
+    path: str | pathlib.Path, expected: Params, config: T5Config | None = None
+) -> None:
+    """Raises as `load_params` does, but reads no arrays."""
+    if (foreign := _foreign_format(path)) is not None:
+        if foreign is hf_checkpoints and config is not None:
+            hf_checkpoints.check_config(path, config)
+        check_structure(foreign.shapes(str(path)), expected, str(path))
+        return
+    folder = _own_folder(path)
     if not folder.is_dir():
         raise ValueError(f"no checkpoint at {path}: there is no such directory")
     with ocp.StandardCheckpointer() as checkpointer:
@@ -61,9 +103,23 @@ def check_params(path: str | pathlib.Path, expected: Params) -> pathlib.Path:
         except (ValueError, OSError, KeyError) as error:
             raise ValueError(f"{path} is not a checkpoint: {error}") from error
     if found is None:
-        raise ValueError(f"{path} is not a checkpoint of parameters, nor is there a {REFERENCE}/")
+        raise ValueError(
+            f"{path} is not a checkpoint of parameters: neither ours (nor a MODEL_DIR with a "
+            f"{REFERENCE}/), nor of T5X (checkpoint_N/), nor of Hugging Face (config.json)"
+        )
     check_structure(found.tree, expected, str(path))
-    return folder
+
+
+def _foreign_format(path: str | pathlib.Path) -> ModuleType | None:
+    """The module that reads `path`; None for our own format."""
+    # T5X first, because only it reads buckets.
+    formats = (t5x_checkpoints, hf_checkpoints)
+    return next((each for each in formats if each.recognises(str(path))), None)
+
+
+def _own_folder(path: str | pathlib.Path) -> pathlib.Path:
+    folder = pathlib.Path(path).resolve()
+    return folder / REFERENCE if (folder / REFERENCE).is_dir() else folder
 
 
 def check_structure(found: Any, expected: Any, source: str, hint: str = "") -> None:
@@ -81,7 +137,7 @@ def check_structure(found: Any, expected: Any, source: str, hint: str = "") -> N
         if needs[name] != has[name]:
             raise ValueError(
                 f"{source} is a checkpoint of another model: {name} has shape {list(has[name])} "
-                f"there, {list(needs[name])} here{hint}"
+                f"there, {list(needs[name])} here{_vocabulary_hint(name, has[name])}{hint}"
             )
     missing, extra = sorted(needs.keys() - has.keys()), sorted(has.keys() - needs.keys())
     if missing:
@@ -95,6 +151,12 @@ def check_structure(found: Any, expected: Any, source: str, hint: str = "") -> N
             f"{source} is a checkpoint of another model: it has {extra[0]} and {len(extra) - 1} "
             f"more, which this model has not{hint}"
         )
+
+
+def _vocabulary_hint(name: str, shape: tuple[int, ...]) -> str:
+    if not name.endswith("token_embedder/embedding"):
+        return ""
+    return f"; t5.T5Config.vocab_size={shape[0]} and emb_dim={shape[1]} make it fit"
 
 
 def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:

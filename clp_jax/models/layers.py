@@ -11,7 +11,6 @@ Shape letters: B batch, Q and K query and key positions, H heads, D head_dim.
 import functools
 import math
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -19,13 +18,12 @@ import numpy as np
 from flax import linen as nn
 from flax.linen.partitioning import param_with_axes, with_sharding_constraint
 
+from clp_jax.models.attention import KeyValue, attend
+
 Initializer = Callable[..., jax.Array]
 
 NUM_BUCKETS = 32
 MAX_DISTANCE = 128
-
-# A masked logit. It is finite, so that a query with no key to attend to gives no NaN.
-MASKED = -1e10
 
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "elu": nn.elu,
@@ -41,17 +39,6 @@ ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
 _FAN_IN_NORMAL = nn.initializers.variance_scaling(1.0, "fan_in", "normal")
 _FAN_IN_TRUNCATED = nn.initializers.variance_scaling(1.0, "fan_in", "truncated_normal")
 _FAN_AVG_UNIFORM = nn.initializers.variance_scaling(1.0, "fan_avg", "uniform")
-
-
-class KeyValue(NamedTuple):
-    """Keys and values of one attention, each [B, H, K, D].
-
-    Of the layouts that were timed, the one that a decoding step reads and writes fastest on a CPU:
-    one position of one head is contiguous, and neither product of attention moves the cache.
-    """
-
-    key: jax.Array
-    value: jax.Array
 
 
 class Dense(nn.Module):
@@ -284,17 +271,10 @@ class Attention(nn.Module):
           [B, Q, emb].
         """
         query = self._split_heads(self.query(inputs))
-        logits = jnp.einsum(
-            "bqhd,bhkd->bhqk", query, key_value.key, preferred_element_type=jnp.float32
-        )
-        if bias is not None:
-            logits = logits + bias
-        if mask is not None:
-            logits = jnp.where(mask, logits, MASKED)
-        weights = jax.nn.softmax(logits).astype(self.dtype)
-        weights = self.dropout(weights, deterministic=deterministic)
-        mixed = jnp.einsum("bhqk,bhkd->bqhd", weights, key_value.value)
-        return self.out(mixed.reshape(*mixed.shape[:-2], -1))
+        dropout = None
+        if self.dropout_rate and not deterministic:
+            dropout = functools.partial(self.dropout, deterministic=False)
+        return self.out(attend(query, key_value, mask, bias, dropout))
 
 
 class MlpBlock(nn.Module):
@@ -323,13 +303,3 @@ class MlpBlock(nn.Module):
         )
         hidden = with_sharding_constraint(hidden, ("batch", "length", "mlp"))
         return Dense(inputs.shape[-1], ("mlp", "embed"), dtype=self.dtype, name="wo")(hidden)
-
-
-def padding_mask(key_tokens: jax.Array) -> jax.Array:
-    """The mask [B, 1, 1, K] that hides those keys of `key_tokens` [B, K] that are padding (0)."""
-    return (key_tokens > 0)[:, None, None, :]
-
-
-def segment_mask(query_ids: jax.Array, key_ids: jax.Array) -> jax.Array:
-    """The mask [B, 1, Q, K] that lets queries [B, Q] see keys [B, K] of their own segment."""
-    return query_ids[:, None, :, None] == key_ids[:, None, None, :]

@@ -12,6 +12,10 @@ from flax import struct
 
 PyTree = Any
 
+# On a CPU, prompts are encoded in groups of about this many tokens, whose activations stay in its
+# cache.
+_GROUP_TOKENS = 1024
+
 
 @dataclasses.dataclass(frozen=True)
 class Decoding:
@@ -106,12 +110,8 @@ def sample(
             f"keys has shape {keys.shape} for {batch_size} prompts; valid is one key for each"
         )
     variables = {"params": params}
-    encoded: Any = module.apply(
-        variables, encoder_input_tokens, enable_dropout=False, method=module.encode
-    )
+    encoded = _encode(module, variables, encoder_input_tokens)
     cache = _empty_cache(module, variables, encoded, encoder_input_tokens, length)
-    if hasattr(module, "project_encoded"):
-        encoded = module.apply(variables, encoded, method=module.project_encoded)
 
     def next_log_probs(last: jax.Array, cache: PyTree) -> tuple[jax.Array, PyTree]:
         logits, updated = module.apply(
@@ -192,10 +192,30 @@ def _run_loop(
     return tokens, log_probs
 
 
+def _encode(module: nn.Module, variables: PyTree, tokens: jax.Array) -> PyTree:
+    """What `decode` reads of the prompts [B, K]; leaves have the leading axis B."""
+
+    def encode(tokens: jax.Array) -> PyTree:
+        encoded = module.apply(variables, tokens, enable_dropout=False, method=module.encode)
+        if hasattr(module, "project_encoded"):
+            encoded = module.apply(variables, encoded, method=module.project_encoded)
+        return encoded
+
+    def encode_in_groups(tokens: jax.Array) -> PyTree:
+        groups = jax.lax.map(encode, tokens.reshape(-1, size, length))
+        return jax.tree.map(lambda x: x.reshape(batch_size, *x.shape[2:]), groups)
+
+    batch_size, length = tokens.shape
+    size = math.gcd(batch_size, max(1, _GROUP_TOKENS // length))
+    if size == batch_size:
+        return encode(tokens)
+    return jax.lax.platform_dependent(tokens, cpu=encode_in_groups, default=encode)
+
+
 def _empty_cache(
     module: nn.Module,
     variables: PyTree,
-    encoded: jax.Array,
+    encoded: PyTree,
     encoder_input_tokens: jax.Array,
     length: int,
 ) -> PyTree:

@@ -16,10 +16,11 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from clp_jax.models import layers
+from clp_jax.models.attention import KeyValue, padding_mask, segment_mask
 from clp_jax.models.config import T5Config
 
 # One pair of keys and values per decoder layer.
-ProjectedEncoded = tuple[layers.KeyValue, ...]
+ProjectedEncoded = tuple[KeyValue, ...]
 
 
 def _attention(config: T5Config) -> layers.Attention:
@@ -75,14 +76,14 @@ class DecoderLayer(nn.Module):
         self.mlp = _mlp(cfg)
         self.dropout = nn.Dropout(cfg.dropout_rate, broadcast_dims=(-2,))
 
-    def project_encoded(self, encoded: jax.Array) -> layers.KeyValue:
+    def project_encoded(self, encoded: jax.Array) -> KeyValue:
         """The keys and values that cross-attention reads from the encoded prompt."""
         return self.encoder_decoder_attention.project(encoded)
 
     def __call__(
         self,
         x: jax.Array,
-        encoded: jax.Array | layers.KeyValue,
+        encoded: jax.Array | KeyValue,
         self_mask: jax.Array,
         cross_mask: jax.Array,
         bias: jax.Array,
@@ -99,7 +100,7 @@ class DecoderLayer(nn.Module):
         x = x + self.dropout(y, deterministic=deterministic)
 
         y = self.pre_cross_attention_layer_norm(x)
-        if not isinstance(encoded, layers.KeyValue):
+        if not isinstance(encoded, KeyValue):
             encoded = self.project_encoded(encoded)
         y = self.encoder_decoder_attention(y, encoded, cross_mask, None, deterministic)
         x = x + self.dropout(y, deterministic=deterministic)
@@ -186,7 +187,7 @@ class Decoder(nn.Module):
             cache_index, bias = None, self.relpos_bias(tokens.shape[1], tokens.shape[1])
         else:
             cache_index, self_mask, bias = step
-        per_layer: Sequence[jax.Array | layers.KeyValue] = (
+        per_layer: Sequence[jax.Array | KeyValue] = (
             encoded if isinstance(encoded, tuple) else [encoded] * len(self.layers)
         )
         x = self.dropout(self.token_embedder(tokens), deterministic=deterministic)
@@ -226,9 +227,9 @@ class Transformer(nn.Module):
         Returns:
           [B, K, emb].
         """
-        mask = layers.padding_mask(encoder_input_tokens)
+        mask = padding_mask(encoder_input_tokens)
         if encoder_segment_ids is not None:
-            mask = mask & layers.segment_mask(encoder_segment_ids, encoder_segment_ids)
+            mask = mask & segment_mask(encoder_segment_ids, encoder_segment_ids)
         return self.encoder(encoder_input_tokens, mask, not enable_dropout)
 
     def project_encoded(self, encoded: jax.Array) -> ProjectedEncoded:
@@ -281,14 +282,14 @@ class Transformer(nn.Module):
         """
         del decoder_positions, max_decode_length
         self_mask = jnp.tril(jnp.ones((decoder_input_tokens.shape[1],) * 2, jnp.bool_))
-        cross_mask = layers.padding_mask(encoder_input_tokens)
+        cross_mask = padding_mask(encoder_input_tokens)
         if not decode:
-            self_mask = self_mask & layers.padding_mask(decoder_target_tokens)
+            self_mask = self_mask & padding_mask(decoder_target_tokens)
         if encoder_segment_ids is not None or decoder_segment_ids is not None:
             if decode or encoder_segment_ids is None or decoder_segment_ids is None:
                 raise ValueError("segment ids go to encoder and decoder both, and not to decoding")
-            self_mask = self_mask & layers.segment_mask(decoder_segment_ids, decoder_segment_ids)
-            cross_mask = cross_mask & layers.segment_mask(decoder_segment_ids, encoder_segment_ids)
+            self_mask = self_mask & segment_mask(decoder_segment_ids, decoder_segment_ids)
+            cross_mask = cross_mask & segment_mask(decoder_segment_ids, encoder_segment_ids)
         return self.decoder(
             encoded, decoder_input_tokens, self_mask, cross_mask, not enable_dropout, decode
         )

@@ -1,0 +1,190 @@
+"""A steered model leaves the run: files, card, and the same completions elsewhere."""
+
+import json
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import smoke
+
+from clp_jax import command_line, conditioning, exporting, training
+from clp_jax import train_step as clp_step
+from clp_jax.data.batches import Batches
+from clp_jax.models import checkpoints, hf_checkpoints
+from clp_jax.run_checkpoints import RunCheckpoints
+from clp_jax.weighting import Weighting
+
+STEP = 7
+DOCUMENTS = [
+    "The judge moves a school. It perhaps happens due to fatigue.",
+    "A goose sings in Lyon. The pilot sells a bridge with pupils and certainly in Berlin.",
+    "The nurse",
+]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A run as training leaves it, whose replicas are far from each other and the reference."""
+    folder = tmp_path_factory.mktemp("export") / "run"
+    run = smoke.configured(folder)
+    command_line.claim_model_dir(str(folder))
+    reference = jax.tree.map(lambda x: 1.5 * x, training.supervised.init_params(run))
+    checkpoints.save_params(folder / checkpoints.REFERENCE, reference)
+    state = clp_step.init_train_state(run.clp, reference, run.model.subset, 2)
+    leaves, tree = jax.tree.flatten(state.params)
+    keys = jax.random.split(jax.random.key(1), len(leaves))
+    moved = [x + 0.1 * jax.random.normal(k, x.shape) for x, k in zip(leaves, keys, strict=True)]
+    state = state.replace(step=jnp.int32(STEP), params=jax.tree.unflatten(tree, moved))
+    saved = RunCheckpoints(folder / "checkpoints", run.checkpoint_cfg.save)
+    saved.save(STEP, state, Batches(run.train_dataset_cfg, repeat=True, seed=0))
+    saved.close()
+    return run
+
+
+def at(run, *weights, kl_weight=0.05):
+    return Weighting.of(kl_weight, np.array(weights))
+
+
+def export(run, output, *args, **kwargs):
+    return exporting.Export.of(run, at(run, 0.7, 0.3)).write(str(output), *args, **kwargs)
+
+
+def mixed(run, weighting):
+    state, reference = training.restore(run)
+    return conditioning.condition(state.params, reference, weighting, run.model.kl_mix)
+
+
+@pytest.mark.parametrize("file_format", exporting.FORMATS)
+def test_what_is_exported_is_the_mixture_and_starts_another_run(run, tmp_path, file_format):
+    path = export(run, tmp_path / "out", file_format)
+    got = checkpoints.load_params(path, training.reference_shapes(run), run.model.module.config)
+    jax.tree.map(np.testing.assert_array_equal, got, mixed(run, at(run, 0.7, 0.3)))
+    again = smoke.configured(tmp_path / "again", f"INITIAL_CHECKPOINT_PATH={str(path)!r}")
+    training.check(again)
+    jax.tree.map(np.testing.assert_array_equal, training.load_reference(again), got)
+
+
+def test_parts_are_the_state_and_make_it_again(run, tmp_path):
+    state, reference = training.restore(run)
+    parts = {}
+    for part in ("expert:0", "expert:1", "reference", "value"):
+        path = exporting.Export.of(run, part=part).write(str(tmp_path / part), "t5x")
+        assert path.name == f"checkpoint_{STEP}"
+        parts[part] = checkpoints.load_params(path, training.reference_shapes(run))
+    experts = [parts["expert:0"], parts["expert:1"]]
+    again = conditioning.from_experts(experts, run.model.subset)
+    jax.tree.map(np.testing.assert_array_equal, again, state.params)
+    jax.tree.map(np.testing.assert_array_equal, parts["reference"], reference)
+    jax.tree.map(np.testing.assert_array_equal, parts["value"], state.value_params)
+    experts[1]["decoder"]["decoder_norm"]["scale"] += 1.0
+    with pytest.raises(ValueError, match="expert 1 differs from expert 0 in decoder/decoder_norm"):
+        conditioning.from_experts(experts, run.model.subset)
+
+
+def test_low_precision(run, tmp_path):
+    path = export(run, tmp_path / "out", dtype="bfloat16")
+    got = checkpoints.load_params(path, training.reference_shapes(run))
+    expected = jax.tree.map(
+        lambda x: x.astype(jnp.bfloat16).astype(jnp.float32), mixed(run, at(run, 0.7, 0.3))
+    )
+    jax.tree.map(np.testing.assert_array_equal, got, expected)
+
+
+def test_the_card_says_what_it_is(run, tmp_path):
+    card = (export(run, tmp_path / "out") / "README.md").read_text()
+    assert card.startswith("---\nlibrary_name: transformers\n")
+    for text in ("α = 0.05", "| entailment | 0.7 |", "'summarize: '"):
+        assert text in card
+    low, high = run.model.rewards.ranges["rouge"]
+    assert f"| rouge | 0.3 | {low:g}, {high:g} |" in card
+
+
+def test_what_is_there_is_replaced_only_when_asked_and_only_by_a_whole_one(
+    run, tmp_path, monkeypatch
+):
+    path = export(run, tmp_path / "out")
+    before = {p.name: p.read_bytes() for p in path.iterdir()}
+    with pytest.raises(ValueError, match="out exists; --overwrite replaces it"):
+        export(run, tmp_path / "out")
+
+    def full_disk(*args, **kwargs):
+        raise OSError("no space left")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(hf_checkpoints.hf_safetensors, "write_json", full_disk)
+        with pytest.raises(OSError, match="no space left"):
+            export(run, tmp_path / "out", overwrite=True)
+    assert {p.name: p.read_bytes() for p in path.iterdir()} == before
+    assert [p.name for p in tmp_path.iterdir()] == ["out"]
+    exporting.Export.of(run, at(run, 0, 1)).write(str(path), overwrite=True)
+    assert (path / "model.safetensors").read_bytes() != before["model.safetensors"]
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine/letter.txt").write_text("dear")
+    with pytest.raises(ValueError, match="mine exists and is no export"):
+        export(run, tmp_path / "mine", overwrite=True)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--part=expert:2"], "valid are expert:0, expert:1, reference, value"),
+        (["--part=expert"], "--part=expert is none of this run"),
+        (["--reward_weights=0.7,0.7"], "--reward_weights"),
+        (["--reward_weights=1,0", "--kl_weight=0.001"], "--kl_weight"),
+        (["--reward_weights=1,0", "--step=3"], "no checkpoint of step 3"),
+        ([], "give either --reward_weights or --part"),
+        (["--part=value", "--reward_weights=1,0"], "give either"),
+        (["--part=value", "--kl_weight=1"], "goes with --reward_weights"),
+    ],
+)
+def test_bad_arguments(run, tmp_path, capsys, arguments, message):
+    from clp_jax import export
+
+    arguments = [f"--model_dir={run.model_dir}", f"--output={tmp_path / 'out'}", *arguments]
+    with pytest.raises(SystemExit) as stopped:
+        export.main(arguments)
+    assert stopped.value.code == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.filterwarnings("default")  # of torch and transformers
+def test_transformers_generates_what_we_generate(run, tmp_path, capsys):
+    torch = pytest.importorskip("torch")
+    transformers = pytest.importorskip("transformers")
+    from clp_jax import export, generate
+
+    weights = [f"--model_dir={run.model_dir}", "--reward_weights=0.7,0.3", "--kl_weight=0.05"]
+    export.main([*weights, f"--output={tmp_path / 'out'}"])
+    assert "wrote" in capsys.readouterr().out
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text("".join(json.dumps({"document": d}) + "\n" for d in DOCUMENTS))
+    generate.main([*weights, f"--input={rows}"])
+    ours = [json.loads(line)["completion"] for line in capsys.readouterr().out.splitlines()]
+
+    model = transformers.T5ForConditionalGeneration.from_pretrained(tmp_path / "out")
+    tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "out")
+    prompts = ["summarize: " + document for document in DOCUMENTS]
+    batch = tokenizer(prompts, return_tensors="pt", padding=True, truncation=True)
+    with torch.inference_mode():
+        tokens = model.generate(**batch)
+    assert len(set(ours)) > 1
+    assert tokenizer.batch_decode(tokens, skip_special_tokens=True) == ours
+
+
+def test_conditioned_prompts_stand_in_the_card(tmp_path, run):
+    files = [f.replace("clp_attn", "prompting") for f in smoke.FILES]
+    prompting = smoke.configured(tmp_path / "p", files=files)
+    card = exporting.Export(prompting, 0, {}, "the policy", at(run, 0.7, 0.3)).model_card("hf")
+    assert "'entailment: 0.7 0.7 0.7 0.7 0.7" in card
+
+
+def test_a_vocabulary_that_transformers_has_not(tmp_path, run, monkeypatch):
+    import seqio
+
+    monkeypatch.setitem(run.model.__dict__, "vocabulary", seqio.ByteVocabulary())
+    with pytest.raises(ValueError, match="ByteVocabulary; valid for --format=hf"):
+        export(run, tmp_path / "out")
+    assert not pathlib.Path(tmp_path / "out").exists()
