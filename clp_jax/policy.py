@@ -4,7 +4,6 @@ Everything that is steered at inference (CLP, and later soups, logit mixing and 
 one interface, which evaluation, generation and export use.
 """
 
-import dataclasses
 import functools
 from collections.abc import Sequence
 from typing import Any, Protocol
@@ -15,6 +14,7 @@ import numpy as np
 from clp_jax import prompting
 from clp_jax import train_step as clp_step
 from clp_jax.conditioning import CLPParams, condition
+from clp_jax.models.sampling import sample
 from clp_jax.rollout import Rollout
 from clp_jax.train_step import CLP
 from clp_jax.weighting import Weighting
@@ -53,26 +53,35 @@ class CLPPolicy:
         prompter: "Prompter | None" = None,
     ):
         self.params = params
-        self._clp, self._reference, self._prompter = clp, reference, prompter
+        self._reference, self._prompter = reference, prompter
+        self._mix = jax.jit(functools.partial(condition, kl_mix=clp.kl_mix))
         self._generate = jax.jit(functools.partial(_generate, clp))
+        self._last: tuple[CLPParams, Weighting, Params] | None = None
 
     def generate(self, weighting: Weighting, prompts: np.ndarray, key: jax.Array) -> Rollout:
-        """See `SteerablePolicy.generate`."""
+        """See `SteerablePolicy.generate`; mixes once for calls in a row with the same object."""
         conditioned = prompts
         if self._prompter is not None:
             conditioned, _ = self._prompter(prompts, jax.device_get(weighting.reward_weights))
         arrays = jax.device_put((conditioned, prompts))
-        return self._generate(self.params, self._reference, *arrays, weighting, key)
+        return self._generate(self.language_model(weighting), self._reference, *arrays, key)
 
     def language_model(self, weighting: Weighting) -> Params:
         """θ^{α,w}, the plain LM parameters at one weighting."""
-        return condition(self.params, self._reference, weighting, self._clp.kl_mix)
+        if self._last is None or self._last[0] is not self.params or self._last[1] is not weighting:
+            mixed = self._mix(self.params, self._reference, weighting)
+            self._last = (self.params, weighting, mixed)
+        return self._last[2]
+
+    def release(self) -> None:
+        """Frees the memory of the last mixture."""
+        self._last = None
 
 
-def _generate(clp, params, reference, prompts, plain_prompts, weighting, key):
-    grouped = Weighting(weighting.kl_weight[None], weighting.reward_weights[None])
-    rollout = clp_step.generate(clp, params, reference, prompts, grouped, key)
-    rollout = dataclasses.replace(rollout, plain_prompts=plain_prompts)
+def _generate(clp, language_model, reference, prompts, plain_prompts, key):
+    keys = jax.random.split(key, prompts.shape[0])
+    samples = sample(clp.module, language_model, prompts, keys, clp.decoding)
+    rollout = Rollout(prompts, samples.tokens, samples.mask, samples.log_probs, plain_prompts)
     return clp_step.score(clp, reference, rollout)
 
 

@@ -14,6 +14,9 @@ from clp_jax.weighting import Weighting
 
 Params = Any
 
+# Elements, over all of the batch: 64 MB.
+_LOGITS_AT_ONCE = 2**24
+
 
 @flax.struct.dataclass
 class Rollout:
@@ -89,17 +92,23 @@ def generate(
     return Rollout(prompts, samples.tokens, samples.mask, samples.log_probs, prompts)
 
 
-def completion_logits(
+def over_completion_logits(
+    function: Callable[[jax.Array, jax.Array], Any],
     module: nn.Module,
     params: Params,
     prompts: jax.Array,
     completions: jax.Array,
     mask: jax.Array,
     dropout_key: jax.Array | None = None,
-) -> jax.Array:
-    """Teacher-forced logits of the completions.
+) -> Any:
+    """Applies a function to the teacher-forced logits of the completions, some positions at a time.
+
+    Logits are what takes most memory: for 32 completions of 64 tokens of the T5 vocabulary, 263 MB.
+    Of a module with a method `logits` (`t5.Transformer` has), only those of about `_LOGITS_AT_ONCE`
+    elements exist at once; the backward pass computes them anew.
 
     Args:
+      function: (logits [B, l, V] float32, tokens [B, l]) -> a tree of arrays [B, l].
       module: a T5-like network.
       params: plain LM parameters.
       prompts: [B, E] int32.
@@ -108,18 +117,45 @@ def completion_logits(
       dropout_key: PRNG key for dropout; None turns dropout off.
 
     Returns:
-      [B, L, V] float32.
+      The function's results, each [B, L].
     """
-    decoder_inputs = jnp.pad(completions, ((0, 0), (1, 0)))[:, :-1]
-    logits: Any = module.apply(
-        {"params": params},
-        prompts,
-        decoder_inputs,
-        mask.astype(jnp.int32),  # read as "which positions are not padding"
-        enable_dropout=dropout_key is not None,
-        rngs={} if dropout_key is None else {"dropout": dropout_key},
+    inputs = (module, params, prompts, completions, mask, dropout_key)
+    if not hasattr(module, "logits"):
+        return function(_decode(*inputs), completions)
+    states = _decode(*inputs, return_states=True)
+
+    def of_chunk(chunk: tuple[jax.Array, jax.Array]) -> Any:
+        states, tokens = chunk
+        logits: Any = module.apply({"params": params}, states, method=module.logits)
+        return function(logits, tokens)
+
+    batch_size, length = completions.shape
+    num_chunks = min(length, -(-completions.size * module.config.vocab_size // _LOGITS_AT_ONCE))
+    if num_chunks == 1:
+        return of_chunk((states, completions))
+    size = -(-length // num_chunks)
+    num_chunks = -(-length // size)
+
+    def split(x: jax.Array) -> jax.Array:
+        x = jnp.pad(x, ((0, 0), (0, num_chunks * size - length), *((0, 0),) * (x.ndim - 2)))
+        return x.reshape(batch_size, num_chunks, size, *x.shape[2:]).swapaxes(0, 1)
+
+    results = jax.lax.map(jax.checkpoint(of_chunk), (split(states), split(completions)))
+    return jax.tree.map(
+        lambda x: x.swapaxes(0, 1).reshape(batch_size, num_chunks * size)[:, :length], results
     )
-    return logits
+
+
+def completion_logits(
+    module: nn.Module,
+    params: Params,
+    prompts: jax.Array,
+    completions: jax.Array,
+    mask: jax.Array,
+    dropout_key: jax.Array | None = None,
+) -> jax.Array:
+    """All of the teacher-forced logits at once, [B, L, V] float32; arguments as above."""
+    return _decode(module, params, prompts, completions, mask, dropout_key)
 
 
 def completion_log_probs(
@@ -131,5 +167,38 @@ def completion_log_probs(
     dropout_key: jax.Array | None = None,
 ) -> jax.Array:
     """Teacher-forced log-probabilities, [B, L] float32, 0 where the mask is; arguments as above."""
-    logits = completion_logits(module, params, prompts, completions, mask, dropout_key)
-    return losses.token_log_probs(logits, completions) * mask
+    log_probs = over_completion_logits(
+        losses.token_log_probs, module, params, prompts, completions, mask, dropout_key
+    )
+    return log_probs * mask
+
+
+def _decode(
+    module: nn.Module,
+    params: Params,
+    prompts: jax.Array,
+    completions: jax.Array,
+    mask: jax.Array,
+    dropout_key: jax.Array | None,
+    **options: bool,
+) -> jax.Array:
+    """What the module's `decode` gives for the completions, the prompts being encoded first."""
+    rngs: list[dict[str, jax.Array]] = [{}, {}]
+    if dropout_key is not None:
+        rngs = [{"dropout": key} for key in jax.random.split(dropout_key)]
+    use_dropout = {"enable_dropout": dropout_key is not None}
+    encoded: Any = module.apply(
+        {"params": params}, prompts, **use_dropout, rngs=rngs[0], method=module.encode
+    )
+    decoded: Any = module.apply(
+        {"params": params},
+        encoded,
+        prompts,
+        jnp.pad(completions, ((0, 0), (1, 0)))[:, :-1],
+        mask.astype(jnp.int32),  # read as "which positions are not padding"
+        **use_dropout,
+        **options,
+        rngs=rngs[1],
+        method=module.decode,
+    )
+    return decoded

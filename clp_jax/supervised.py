@@ -17,7 +17,7 @@ from clp_jax.config import Run
 from clp_jax.data.batches import Batch, Batches
 from clp_jax.metrics_log import MetricsLog, say
 from clp_jax.models import checkpoints
-from clp_jax.rollout import completion_logits
+from clp_jax.rollout import over_completion_logits
 from clp_jax.run_checkpoints import RunCheckpoints
 
 Params = Any
@@ -123,12 +123,15 @@ def supervised_step(
     mask = (references > 0).astype(jnp.float32)
     key = jax.random.fold_in(jax.random.key(seed), step)
 
+    def predictions(logits, tokens):
+        return losses.token_log_probs(logits, tokens), jnp.argmax(logits, axis=-1) == tokens
+
     def loss_fn(params):
-        logits = completion_logits(module, params, prompts, references, mask, key)
-        log_probs = losses.token_log_probs(logits, references)
-        right = (jnp.argmax(logits, axis=-1) == references) * mask
+        log_probs, right = over_completion_logits(
+            predictions, module, params, prompts, references, mask, key
+        )
         total = jnp.sum(mask)
-        return -jnp.sum(log_probs * mask) / total, jnp.sum(right) / total
+        return -jnp.sum(log_probs * mask) / total, jnp.sum(right * mask) / total
 
     (loss, accuracy), grads = jax.value_and_grad(loss_fn, has_aux=True)(state["params"])
     updates, optimizer_state = optimizer.update(grads, state["optimizer"], state["params"])

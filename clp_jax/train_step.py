@@ -226,21 +226,18 @@ def _log_probs_and_kl(clp, params, reference, rollout, weighting, key):
 
     def of_group(weighting, rollout, keys):
         policy = condition(params, reference, weighting, clp.kl_mix)
-        logits = rollout_lib.completion_logits(
-            clp.module,
-            policy,
-            rollout.prompts,
-            rollout.completions,
-            rollout.mask,
-            keys[0] if clp.dropout else None,
-        )
-        log_probs = losses.token_log_probs(logits, rollout.completions) * rollout.mask
+        completions = (rollout.completions, rollout.mask)
+        dropout_key = keys[0] if clp.dropout else None
+        inputs = (clp.module, policy, rollout.prompts, *completions, dropout_key)
         if clp.exact_kl:
+            logits = rollout_lib.completion_logits(*inputs)
             reference_logits = rollout_lib.completion_logits(
-                clp.module, reference, rollout.plain_prompts, rollout.completions, rollout.mask
+                clp.module, reference, rollout.plain_prompts, *completions
             )
+            log_probs = losses.token_log_probs(logits, rollout.completions) * rollout.mask
             kl = losses.exact_token_kl(logits, reference_logits, rollout.mask)
         else:
+            log_probs = rollout_lib.completion_log_probs(*inputs)
             # The sampled log-ratio; no gradient flows through it. Both sides are teacher-forced
             # where they can be, so that rounding in low precision cancels.
             sampled = rollout.log_probs if clp.dropout else jax.lax.stop_gradient(log_probs)

@@ -101,6 +101,7 @@ def train(run: Run) -> TrainState:
     def evaluate(state: TrainState, step: int) -> None:
         policy.params = state.params
         result = sweep.sweep(policy, run)
+        policy.release()
         report.write(result, folder / "evaluation" / str(step))
         log.scalars(step, result.scalars())
 

@@ -109,7 +109,7 @@ def test_sweep_averages_over_every_prompt(run):
     assert set(got.samples) == {"boat"}
     # The same random numbers at each weighting, other ones in each batch.
     assert len({json.dumps(key) for key in policy.keys}) == 3
-    assert policy.keys[0] == policy.keys[1] == policy.keys[2]
+    assert policy.keys[:3] == policy.keys[3:6] == policy.keys[6:]
 
 
 @pytest.mark.parametrize("examples", [1, 8, 11])

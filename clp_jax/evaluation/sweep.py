@@ -172,21 +172,22 @@ def sweep(
     """
     weightings = grid(run) if weightings is None else weightings
     limit = run.evaluation.num_examples
-    totals = [_Totals(run) for _ in weightings]
-    seen = truncated = 0
-    for index, batch in enumerate(Batches(run.infer_eval_dataset_cfg, repeat=False)):
+    # The last batch is filled up, so that one compiled generator serves all.
+    width = run.infer_eval_dataset_cfg.batch_size
+    batches, seen, truncated = [], 0, 0
+    for batch in Batches(run.infer_eval_dataset_cfg, repeat=False):
         size = len(batch.prompts) if limit is None else min(len(batch.prompts), limit - seen)
         if size <= 0:
             break
-        key = jax.random.fold_in(jax.random.key(run.random_seed), index)
-        # The last batch is filled up, so that one compiled generator serves all.
-        width = run.infer_eval_dataset_cfg.batch_size
-        prompts = np.resize(batch.prompts, (width, batch.prompts.shape[1]))
-        for (kl_weight, reward_weights), total in zip(weightings, totals, strict=True):
-            weighting = Weighting.of(kl_weight, reward_weights)
+        batches.append((batch, size, np.resize(batch.prompts, (width, batch.prompts.shape[1]))))
+        seen, truncated = seen + size, truncated + int(batch.truncated[:size].sum())
+    totals = [_Totals(run) for _ in weightings]
+    for (kl_weight, reward_weights), total in zip(weightings, totals, strict=True):
+        weighting = Weighting.of(kl_weight, reward_weights)
+        for index, (batch, size, prompts) in enumerate(batches):
+            key = jax.random.fold_in(jax.random.key(run.random_seed), index)
             rollout = jax.device_get(policy.generate(weighting, prompts, key))
             total.add(jax.tree.map(lambda x, n=size: x[:n], rollout), batch)
-        seen, truncated = seen + size, truncated + int(batch.truncated[:size].sum())
     stacked = {
         key: np.asarray([total.means()[key] for total in totals]) for key in totals[0].means()
     }

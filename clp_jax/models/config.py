@@ -10,6 +10,7 @@ from clp_jax.errors import unknown_name
 from clp_jax.models.layers import ACTIVATIONS
 
 _DTYPES = ("bfloat16", "float16", "float32")
+_REMAT_POLICIES = ("none", "minimal", "full")
 _SIZES = (
     "vocab_size",
     "emb_dim",
@@ -23,7 +24,7 @@ _SIZES = (
 
 @dataclasses.dataclass(frozen=True)
 class T5Config:
-    """The sizes of a T5; its fields are those of t5x's T5Config.
+    """The sizes of a T5; its fields are those of t5x's T5Config, but for `remat_policy`.
 
     T5 1.1 and FLAN-T5 have mlp_activations=('gelu', 'linear') and logits_via_embedding=False; T5
     1.0 has ('relu',) and True. Each number of something, and each width, is 1 or more.
@@ -40,6 +41,9 @@ class T5Config:
       mlp_activations: names in `layers.ACTIVATIONS`; several are multiplied.
       dropout_rate: in [0, 1).
       logits_via_embedding: whether the embedding is the output layer too.
+      remat_policy: what each layer keeps for the backward pass, for models whose activations do not
+        fit: "none" keeps all; "minimal" keeps the results of its projections, and computes the rest
+        anew; "full" keeps its input alone, which takes a third more time.
 
     Raises:
       ValueError: a value is out of its range, or a name is unknown.
@@ -56,6 +60,7 @@ class T5Config:
     mlp_activations: Sequence[str] = ("relu",)
     dropout_rate: float = 0.1
     logits_via_embedding: bool = False
+    remat_policy: str = "none"
 
     def __post_init__(self) -> None:
         dtype_name = self.dtype if isinstance(self.dtype, str) else jnp.dtype(self.dtype).name
@@ -71,6 +76,12 @@ class T5Config:
                 raise ValueError(
                     unknown_name("activation", name, ACTIVATIONS, "T5Config.mlp_activations")
                 )
+        if self.remat_policy not in _REMAT_POLICIES:
+            raise ValueError(
+                unknown_name(
+                    "remat_policy", self.remat_policy, _REMAT_POLICIES, "T5Config.remat_policy"
+                )
+            )
         for name in _SIZES:
             if getattr(self, name) < 1:
                 raise ValueError(

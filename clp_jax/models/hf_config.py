@@ -72,8 +72,9 @@ def from_json(fields: dict[str, Any], has_lm_head: bool, source: str) -> T5Confi
         value = fields.get(name, ours)
         if value != ours and not (name == "decoder_start_token_id" and value is None):
             raise ValueError(f"{source}: {name} is {value!r}; this T5 has {ours!r} alone")
+    sizes: dict[str, Any] = {ours: _size(fields, theirs, source) for ours, theirs in SIZES.items()}
     return T5Config(
-        **{ours: _size(fields, theirs, source) for ours, theirs in SIZES.items()},
+        **sizes,
         mlp_activations=_activations(fields, model_type, source),
         dropout_rate=_dropout_rate(fields, source),
         logits_via_embedding=_logits_via_embedding(fields, model_type, has_lm_head, source),

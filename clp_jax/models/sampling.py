@@ -113,7 +113,7 @@ def sample(
     encoded = _encode(module, variables, encoder_input_tokens)
     cache = _empty_cache(module, variables, encoded, encoder_input_tokens, length)
 
-    def next_log_probs(last: jax.Array, cache: PyTree) -> tuple[jax.Array, PyTree]:
+    def next_logits(last: jax.Array, cache: PyTree) -> tuple[jax.Array, PyTree]:
         logits, updated = module.apply(
             {**variables, "cache": cache},
             encoded,
@@ -126,10 +126,10 @@ def sample(
             mutable=["cache"],
             method=module.decode,
         )
-        return jax.nn.log_softmax(logits[:, 0].astype(jnp.float32)), updated["cache"]
+        return logits[:, 0].astype(jnp.float32), updated["cache"]
 
     uniforms = _uniforms(keys, length)
-    tokens, log_probs = _run_loop(next_log_probs, cache, uniforms, decoding, axis_name)
+    tokens, log_probs = _run_loop(next_logits, cache, uniforms, decoding, axis_name)
     # What was drawn after the first EOS, while others ran on, goes here. Padding that was drawn
     # before it is a token as any other.
     is_eos = (tokens == decoding.eos_id).astype(jnp.int32)
@@ -142,7 +142,7 @@ def sample(
 
 
 def _run_loop(
-    next_log_probs: Callable[[jax.Array, PyTree], tuple[jax.Array, PyTree]],
+    next_logits: Callable[[jax.Array, PyTree], tuple[jax.Array, PyTree]],
     cache: PyTree,
     uniforms: jax.Array,
     decoding: Decoding,
@@ -151,7 +151,7 @@ def _run_loop(
     """Draws tokens until each sequence has drawn EOS, or up to the limit.
 
     Args:
-      next_log_probs: the last tokens [B] and a cache to log-probabilities [B, V] and a cache.
+      next_logits: the last tokens [B] and a cache to float32 logits [B, V] and a cache.
       cache: the empty cache.
       uniforms: [L, B, 2], independent draws from [0, 1).
       decoding: how tokens are chosen.
@@ -168,15 +168,14 @@ def _run_loop(
 
     def body(state: tuple) -> tuple:
         step, _, ended, last, tokens, log_probs, cache = state
-        all_log_probs, cache = next_log_probs(last, cache)
-        token = _choose(all_log_probs, uniforms[step], decoding)
-        log_prob = jnp.take_along_axis(all_log_probs, token[:, None], axis=1)
+        logits, cache = next_logits(last, cache)
+        token, log_prob = _choose(logits, uniforms[step], decoding)
         ended |= token == decoding.eos_id
         running = jnp.any(~ended)
         if axis_name is not None:
             running = jax.lax.psum(running.astype(jnp.int32), axis_name) > 0
         tokens = jax.lax.dynamic_update_slice_in_dim(tokens, token[:, None], step, axis=1)
-        log_probs = jax.lax.dynamic_update_slice_in_dim(log_probs, log_prob, step, axis=1)
+        log_probs = jax.lax.dynamic_update_slice_in_dim(log_probs, log_prob[:, None], step, axis=1)
         return step + 1, running, ended, token, tokens, log_probs, cache
 
     state = (
@@ -245,49 +244,56 @@ def _uniforms(keys: jax.Array, length: int) -> jax.Array:
     return jax.vmap(jax.vmap(draw, (0, None)), (None, 0))(keys, jnp.arange(length))
 
 
-def _choose(log_probs: jax.Array, uniforms: jax.Array, decoding: Decoding) -> jax.Array:
+def _choose(
+    logits: jax.Array, uniforms: jax.Array, decoding: Decoding
+) -> tuple[jax.Array, jax.Array]:
     """Chooses a token of each sequence.
 
     Args:
-      log_probs: [B, V].
+      logits: [B, V] float32.
       uniforms: [B, 2], independent draws from [0, 1).
       decoding: how.
 
     Returns:
-      [B] int32.
+      Tokens [B] int32, and log-probabilities [B] of the softmax of `logits`.
     """
+    shifted = logits - jnp.max(logits, axis=-1, keepdims=True)
+    # In [0, 1]. One exponential per logit serves both the draw and the normaliser.
+    weights = jnp.exp(shifted)
+    normaliser = jnp.sum(weights, axis=-1)
     if decoding.temperature == 0.0:
-        return jnp.argmax(log_probs, axis=-1).astype(jnp.int32)
-    if decoding.temperature == 1.0:
-        probs = jnp.exp(log_probs)
+        token = jnp.argmax(logits, axis=-1).astype(jnp.int32)
     else:
-        probs = jax.nn.softmax(log_probs / decoding.temperature)
-    if decoding.top_k > 0:
-        probs = _keep_top(probs, jnp.ones_like(probs), float(decoding.top_k))
-    if decoding.top_p < 1.0:
-        total = jnp.sum(probs, axis=-1, keepdims=True)
-        probs = _keep_top(probs, probs, decoding.top_p * total)
-    return _draw(probs, uniforms)
+        if decoding.temperature != 1.0:
+            weights = jnp.exp(shifted / decoding.temperature)
+        if decoding.top_k > 0:
+            weights = _keep_top(weights, jnp.ones_like(weights), float(decoding.top_k))
+        if decoding.top_p < 1.0:
+            total = jnp.sum(weights, axis=-1, keepdims=True)
+            weights = _keep_top(weights, weights, decoding.top_p * total)
+        token = _draw(weights, uniforms)
+    chosen = jnp.take_along_axis(shifted, token[:, None], axis=1)[:, 0]
+    return token, chosen - jnp.log(normaliser)
 
 
-def _keep_top(probs: jax.Array, amounts: jax.Array, least: jax.Array | float) -> jax.Array:
+def _keep_top(weights: jax.Array, amounts: jax.Array, least: jax.Array | float) -> jax.Array:
     """Zeroes all but the fewest most probable tokens whose amounts sum to `least` or more.
 
-    The threshold is found by bisection over the bits of `probs`, since non-negative floats are
+    The threshold is found by bisection over the bits of `weights`, since non-negative floats are
     ordered as their bits are. That is exact and, over 32,000 tokens on a CPU, 30 times faster than
     a sort or `jax.lax.top_k`.
 
     Args:
-      probs: [B, V] float32 in [0, 1].
+      weights: [B, V] float32 in [0, 1].
       amounts: [B, V].
       least: broadcastable to [B, 1].
 
     Returns:
-      [B, V]; all of `probs` where their amounts sum to less than `least`.
+      [B, V]; all of `weights` where their amounts sum to less than `least`.
     """
-    bits = jax.lax.bitcast_convert_type(probs, jnp.int32)
+    bits = jax.lax.bitcast_convert_type(weights, jnp.int32)
     above_one = jax.lax.bitcast_convert_type(jnp.float32(1.0), jnp.int32) + 1
-    low = jnp.zeros((probs.shape[0], 1), jnp.int32)
+    low = jnp.zeros((weights.shape[0], 1), jnp.int32)
 
     def halve(_: int, bounds: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
         low, high = bounds
@@ -297,7 +303,7 @@ def _keep_top(probs: jax.Array, amounts: jax.Array, least: jax.Array | float) ->
 
     # 2^30 > above_one: after 30 halvings one value is left.
     threshold, _ = jax.lax.fori_loop(0, 30, halve, (low, jnp.full_like(low, above_one)))
-    return jnp.where(bits >= threshold, probs, 0.0)
+    return jnp.where(bits >= threshold, weights, 0.0)
 
 
 def _draw(weights: jax.Array, uniforms: jax.Array) -> jax.Array:

@@ -9,7 +9,8 @@ Padding is token 0. Logits are float32 whatever the dtype of the activations.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -109,6 +110,18 @@ class DecoderLayer(nn.Module):
         return x + self.dropout(y, deterministic=deterministic)
 
 
+def _rematerialised(
+    layer: type[nn.Module], config: T5Config, static_argnums: tuple[int, ...]
+) -> Callable[[T5Config], Any]:
+    """The class of a layer whose backward pass keeps what `config.remat_policy` says."""
+    if config.remat_policy == "none":
+        return layer
+    keep = None
+    if config.remat_policy == "minimal":
+        keep = jax.checkpoint_policies.checkpoint_dots_with_no_batch_dims
+    return nn.remat(layer, policy=keep, static_argnums=static_argnums)
+
+
 class Encoder(nn.Module):
     """The stack of encoder layers."""
 
@@ -119,7 +132,8 @@ class Encoder(nn.Module):
         """Declares the layers."""
         cfg = self.config
         self.relpos_bias = layers.RelativePositionBiases(cfg.num_heads, bidirectional=True)
-        self.layers = [EncoderLayer(cfg) for _ in range(cfg.num_encoder_layers)]
+        layer = _rematerialised(EncoderLayer, cfg, static_argnums=(4,))
+        self.layers = [layer(cfg) for _ in range(cfg.num_encoder_layers)]
         self.encoder_norm = layers.LayerNorm(dtype=cfg.dtype)
         self.embedding_dropout = nn.Dropout(cfg.dropout_rate, broadcast_dims=(-2,))
         self.final_dropout = nn.Dropout(cfg.dropout_rate)
@@ -143,7 +157,8 @@ class Decoder(nn.Module):
         """Declares the layers."""
         cfg = self.config
         self.relpos_bias = layers.RelativePositionBiases(cfg.num_heads, bidirectional=False)
-        self.layers = [DecoderLayer(cfg) for _ in range(cfg.num_decoder_layers)]
+        layer = _rematerialised(DecoderLayer, cfg, static_argnums=(6,))
+        self.layers = [layer(cfg) for _ in range(cfg.num_decoder_layers)]
         self.decoder_norm = layers.LayerNorm(dtype=cfg.dtype)
         self.dropout = nn.Dropout(cfg.dropout_rate, broadcast_dims=(-2,))
         if not cfg.logits_via_embedding:
@@ -180,8 +195,7 @@ class Decoder(nn.Module):
         deterministic: bool,
         decode: bool = False,
     ) -> jax.Array:
-        """The float32 logits [B, L, vocab] of the token that follows each of `tokens` [B, L]."""
-        cfg = self.config
+        """The states [B, L, emb] from which `logits` predicts what follows each token [B, L]."""
         step = self._init_or_step_cache(tokens) if decode else None
         if step is None:
             cache_index, bias = None, self.relpos_bias(tokens.shape[1], tokens.shape[1])
@@ -193,10 +207,13 @@ class Decoder(nn.Module):
         x = self.dropout(self.token_embedder(tokens), deterministic=deterministic)
         for layer, source in zip(self.layers, per_layer, strict=True):
             x = layer(x, source, self_mask, cross_mask, bias, deterministic, cache_index)
-        x = self.dropout(self.decoder_norm(x), deterministic=deterministic)
-        if cfg.logits_via_embedding:
-            return self.token_embedder.attend(x) / math.sqrt(cfg.emb_dim)
-        return self.logits_dense(x)
+        return self.dropout(self.decoder_norm(x), deterministic=deterministic)
+
+    def logits(self, states: jax.Array) -> jax.Array:
+        """The float32 logits [..., vocab] of `states` [..., emb]."""
+        if self.config.logits_via_embedding:
+            return self.token_embedder.attend(states) / math.sqrt(self.config.emb_dim)
+        return self.logits_dense(states)
 
 
 class Transformer(nn.Module):
@@ -252,6 +269,7 @@ class Transformer(nn.Module):
         enable_dropout: bool = True,
         decode: bool = False,
         max_decode_length: int | None = None,
+        return_states: bool = False,
     ) -> jax.Array:
         """The logits of each next token, given the encoded prompt and the tokens before it.
 
@@ -272,9 +290,10 @@ class Transformer(nn.Module):
           enable_dropout: needs an rng named 'dropout' if True.
           decode: whether to make or use the cache.
           max_decode_length: unused, as the cache knows it; t5x's interface has it.
+          return_states: stop before the output layer, which `logits` then is.
 
         Returns:
-          [B, L, vocab] float32.
+          [B, L, vocab] float32, or states [B, L, emb].
 
         Raises:
           ValueError: more than one token per sequence with a cache; segments when decoding, or of
@@ -290,9 +309,14 @@ class Transformer(nn.Module):
                 raise ValueError("segment ids go to encoder and decoder both, and not to decoding")
             self_mask = self_mask & segment_mask(decoder_segment_ids, decoder_segment_ids)
             cross_mask = cross_mask & segment_mask(decoder_segment_ids, encoder_segment_ids)
-        return self.decoder(
+        states = self.decoder(
             encoded, decoder_input_tokens, self_mask, cross_mask, not enable_dropout, decode
         )
+        return states if return_states else self.decoder.logits(states)
+
+    def logits(self, states: jax.Array) -> jax.Array:
+        """The float32 logits [..., vocab] of what `decode` gave with `return_states`."""
+        return self.decoder.logits(states)
 
     def __call__(
         self,

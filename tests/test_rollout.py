@@ -1,0 +1,106 @@
+"""Scoring of completions: some positions at a time, and with rematerialised layers."""
+
+import dataclasses
+import types
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from clp_jax import losses
+from clp_jax import rollout as rollout_lib
+from clp_jax.models.t5 import Transformer
+
+COMPLETIONS = jnp.array(
+    [[3, 4, 5, 6, 1], [7, 8, 1, 0, 0], [9, 1, 0, 0, 0], [10, 11, 12, 13, 14]], jnp.int32
+)
+MASK = (COMPLETIONS > 0).astype(jnp.float32)
+
+
+def log_probs_and_grads(module, params, prompts, dropout_key=None):
+    """Σ_bt c_bt log π(y_bt), with a different factor for each token, and its gradient."""
+    factors = jnp.arange(1.0, 21.0).reshape(4, 5)
+
+    def total(params):
+        log_probs = rollout_lib.completion_log_probs(
+            module, params, prompts, COMPLETIONS, MASK, dropout_key
+        )
+        return jnp.sum(factors * log_probs), log_probs
+
+    (_, log_probs), grads = jax.jit(jax.value_and_grad(total, has_aux=True))(params)
+    return log_probs, grads
+
+
+def assert_close(got, expected):
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4), got, expected)
+
+
+@pytest.mark.parametrize("at_once", [1, 4 * 24 * 2, 4 * 24 * 3])
+@pytest.mark.parametrize("tied", [False, True])
+def test_chunks_are_the_whole(module, reference, prompts, monkeypatch, at_once, tied):
+    module = Transformer(dataclasses.replace(module.config, logits_via_embedding=tied))
+    monkeypatch.setattr(rollout_lib, "_LOGITS_AT_ONCE", 10**9)
+    whole = log_probs_and_grads(module, reference, prompts)
+    logits = rollout_lib.completion_logits(module, reference, prompts, COMPLETIONS, MASK)
+    expected = losses.token_log_probs(logits, COMPLETIONS) * MASK
+    np.testing.assert_allclose(whole[0], expected, rtol=1e-5, atol=1e-5)
+    monkeypatch.setattr(rollout_lib, "_LOGITS_AT_ONCE", at_once)
+    assert_close(log_probs_and_grads(module, reference, prompts), whole)
+
+
+def test_logits_of_all_positions_never_exist(module, reference, prompts, monkeypatch):
+    def program():
+        return jax.jit(lambda p: log_probs_and_grads(module, p, prompts)).lower(reference).as_text()
+
+    monkeypatch.setattr(rollout_lib, "_LOGITS_AT_ONCE", 10**9)
+    assert "tensor<4x5x24xf32>" in program()
+    monkeypatch.setattr(rollout_lib, "_LOGITS_AT_ONCE", 4 * 24 * 2)
+    assert "tensor<4x2x24xf32>" in program()
+    assert "tensor<4x5x24xf32>" not in program()
+
+
+def test_a_module_that_gives_logits_alone(module, reference, prompts, monkeypatch):
+    """As t5x's network does."""
+    monkeypatch.setattr(rollout_lib, "_LOGITS_AT_ONCE", 1)
+    expected = log_probs_and_grads(module, reference, prompts)
+    plain = types.SimpleNamespace(
+        config=module.config, apply=module.apply, encode=module.encode, decode=module.decode
+    )
+    assert_close(log_probs_and_grads(plain, reference, prompts), expected)
+
+
+@pytest.mark.parametrize("policy", ["minimal", "full"])
+def test_rematerialised_layers_change_nothing_but_memory(module, reference, prompts, policy):
+    config = dataclasses.replace(module.config, dropout_rate=0.3)
+    expected = log_probs_and_grads(Transformer(config), reference, prompts, jax.random.key(3))
+    again = Transformer(dataclasses.replace(config, remat_policy=policy))
+    assert_close(log_probs_and_grads(again, reference, prompts, jax.random.key(3)), expected)
+
+
+def test_rematerialisation_saves_memory(module):
+    def kept(policy):
+        """Bytes that the backward pass needs of the forward pass."""
+        config = dataclasses.replace(module.config, remat_policy=policy, num_encoder_layers=4)
+        module_ = Transformer(config)
+        tokens = jnp.ones((8, 64), jnp.int32)
+        params = jax.eval_shape(
+            lambda: module_.init(jax.random.key(0), tokens, tokens, tokens, enable_dropout=False)
+        )["params"]
+
+        def backward(params):
+            def encode(params):
+                return module_.apply(
+                    {"params": params}, tokens, enable_dropout=False, method=module_.encode
+                )
+
+            return jax.vjp(encode, params)[1]
+
+        return sum(x.size * 4 for x in jax.tree.leaves(jax.eval_shape(backward, params)))
+
+    assert kept("none") > 1.5 * kept("minimal") > 1.5 * 1.5 * kept("full")
+
+
+def test_unknown_policy(module):
+    with pytest.raises(ValueError, match="unknown remat_policy 'fulll'"):
+        dataclasses.replace(module.config, remat_policy="fulll")
