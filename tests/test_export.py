@@ -66,6 +66,32 @@ def test_what_is_exported_is_the_mixture_and_starts_another_run(run, tmp_path, f
     jax.tree.map(np.testing.assert_array_equal, training.load_reference(again), got)
 
 
+@pytest.mark.parametrize("file_format", exporting.FORMATS)
+def test_a_checkpoint_of_another_size_says_what_to_set(run, tmp_path, file_format):
+    path = export(run, tmp_path / "out", file_format)
+
+    def check(binding):
+        settings = (f"INITIAL_CHECKPOINT_PATH={str(path)!r}", binding)
+        training.check(smoke.configured(tmp_path / "other", *settings))
+
+    with pytest.raises(ValueError, match=f"{path}.*256.*512.*; t5.T5Config.vocab_size = 256 makes"):
+        check("t5.T5Config.vocab_size=512")
+    with pytest.raises(ValueError, match=str(path)):
+        check("t5.T5Config.num_decoder_layers=1")
+    if file_format == "hf":  # which the shapes do not tell
+        with pytest.raises(ValueError, match="config.json.*feed_forward_proj"):
+            check("t5.T5Config.mlp_activations=('silu', 'linear')")
+
+
+def test_a_damaged_checkpoint_stops_the_run_before_it_starts(run, tmp_path):
+    path = export(run, tmp_path / "out")
+    whole = (path / "model.safetensors").read_bytes()
+    (path / "model.safetensors").write_bytes(whole[:-8])
+    damaged = smoke.configured(tmp_path / "again", f"INITIAL_CHECKPOINT_PATH={str(path)!r}")
+    with pytest.raises(ValueError, match=r"model\.safetensors is not a whole.*61440"):
+        training.check(damaged)
+
+
 def test_parts_are_the_state_and_make_it_again(run, tmp_path):
     state, reference = training.restore(run)
     parts = {}

@@ -74,6 +74,7 @@ def _importing_tasks(tmp_path):
         ("SUBSET=@subset.full", r"subset is the class full.*@full\(\) with its parentheses"),
         ("KL_WEIGHT_SAMPLER=@weighting.FixedKLWeight", "kl_weight_sampler is the class"),
         ("MODEL_DIR='gs://bucket/run'", "MODEL_DIR='gs://bucket/run': buckets cannot"),
+        ("INITIAL_CHECKPOINT_PATH='s3://b/c'", "INITIAL_CHECKPOINT_PATH='s3://b/c' must be"),
         ("TRAIN_STEPS=%STEPS", "unknown gin name '%STEPS'"),
         ("BATCH_SIZE=0", "batch_size=0"),
         ("WEIGHTINGS_PER_BATCH=3", "WEIGHTINGS_PER_BATCH=3 must divide BATCH_SIZE=8; .*1, 2, 4, 8"),

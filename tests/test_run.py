@@ -350,7 +350,7 @@ def test_a_checkpoint_that_is_replaced_is_whole_at_all_times(tmp_path, monkeypat
 
 
 def test_help_helps():
-    for module in ("train", "sft", "evaluate", "generate"):
+    for module in ("train", "sft", "evaluate", "generate", "export"):
         done = smoke.command(f"clp_jax.{module}", "--help", env={**os.environ, "COLUMNS": "200"})
         assert done.returncode == 0, done.stderr
         assert f"python -m clp_jax.{module} --" in done.stdout

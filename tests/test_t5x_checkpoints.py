@@ -1,110 +1,35 @@
+"""T5X checkpoints in and out: both formats, dtypes, paths, and what is refused."""
+
 import shutil
 
-import fake_gcs
 import jax
 import jax.numpy as jnp
 import numpy as np
-import orbax.checkpoint as ocp
 import pytest
 import tensorstore as ts
-from flax import serialization, traverse_util
+from flax import serialization
+from t5x_directories import (
+    INCOMPLETE,
+    MALFORMED,
+    QUERY,
+    QUERY_FILE,
+    SHAPES,
+    SPECS,
+    assert_identical,
+    flatten,
+    like,
+    make_params,
+    unflatten,
+    write_legacy,
+    write_orbax,
+)
 
 from clp_jax.models import t5x_checkpoints
-
-SHAPES = {
-    "token_embedder/embedding": (5, 4),
-    "encoder/layers_0/attention/query/kernel": (4, 6),
-    "encoder/relpos_bias/rel_embedding": (2, 3),
-    "decoder/logits_dense/kernel": (4, 5),
-    "decoder/decoder_norm/scale": (4,),
-}
-QUERY = "encoder/layers_0/attention/query/kernel"
-QUERY_FILE = "target.encoder.layers_0.attention.query.kernel"
-
-
-def unflatten(flat):
-    return traverse_util.unflatten_dict(flat, sep="/")
-
-
-def flatten(tree):
-    return traverse_util.flatten_dict(tree, sep="/")
 
 
 @pytest.fixture
 def params():
-    rng = np.random.default_rng(0)
-    return unflatten({k: rng.normal(size=v).astype(np.float32) for k, v in SHAPES.items()})
-
-
-def like(tree, dtype):
-    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, dtype), tree)
-
-
-def assert_identical(found, expected):
-    found, expected = flatten(found), flatten(expected)
-    assert found.keys() == expected.keys()
-    for name, array in expected.items():
-        assert found[name].dtype == array.dtype, name
-        assert found[name].shape == array.shape, name
-        assert np.asarray(found[name]).tobytes() == np.asarray(array).tobytes(), name
-
-
-def relative(file):
-    return {"kvstore": {"driver": "file", "path": f"{file}/"}}
-
-
-SPECS = {
-    "relative": relative,
-    "no slash": lambda file: {"kvstore": {"driver": "file", "path": file}},
-    "gfile": lambda file: {"kvstore": {"driver": "gfile", "path": f"/cns/home/ck_1/{file}/"}},
-    "bucket": lambda file: {
-        "kvstore": {"driver": "gcs", "bucket": "t5x-dummy-bucket", "path": file}
-    },
-    "moved": lambda file: {"kvstore": {"driver": "file", "path": f"/gone/checkpoint_3/{file}"}},
-    "old": lambda file: {"kvstore": {"driver": "file"}, "path": file},
-}
-
-
-def write_array(folder, file, array, driver="zarr"):
-    """Writes an array in chunks of 3 along each axis; returns the metadata of T5X's spec."""
-    chunks = [min(size, 3) for size in array.shape]
-    metadata = {"shape": list(array.shape), "chunks": chunks, "compressor": {"id": "gzip"}}
-    if driver == "zarr3":
-        grid = {"name": "regular", "configuration": {"chunk_shape": chunks}}
-        metadata = {"shape": list(array.shape), "chunk_grid": grid}
-    spec = {"driver": driver, "dtype": array.dtype.name, "metadata": metadata}
-    kvstore = {"driver": "file", "path": f"{folder}/{file}/"}
-    ts.open({**spec, "kvstore": kvstore}, create=True).result().write(array).result()
-    return metadata
-
-
-def write_legacy(folder, params, spec=relative, inline=(), version=3, driver="zarr"):
-    """Writes what T5X's Checkpointer writes, from the format's description."""
-    folder.mkdir(parents=True)
-    target = {}
-    for name, array in flatten(params).items():
-        file = f"target.{name.replace('/', '.')}"
-        target[name] = array
-        if name not in inline:
-            metadata = write_array(folder, file, array, driver)
-            target[name] = {"driver": driver, "metadata": metadata, **spec(file)}
-            target[name]["dtype"] = array.dtype.name
-    # Optimizer state, which nobody may ask for: its arrays are not there.
-    gone = {"driver": "zarr", "metadata": {"shape": [4]}, **spec("state.param_states.gone")}
-    state = {"step": np.int32(7), "param_states": {"decoder": {"m": gone, "v": None}}}
-    write_index(
-        folder, {"version": version, "optimizer": {"target": unflatten(target), "state": state}}
-    )
-    return folder
-
-
-def write_index(folder, content):
-    (folder / "checkpoint").write_bytes(serialization.msgpack_serialize(content))
-
-
-def edit_index(folder, edit):
-    content = serialization.msgpack_restore((folder / "checkpoint").read_bytes())
-    write_index(folder, edit(content) or content)
+    return make_params()
 
 
 @pytest.mark.parametrize("spec", SPECS)
@@ -218,145 +143,6 @@ def test_what_save_refuses(tmp_path, params):
         t5x_checkpoints.save(tmp_path / "new", params)
 
 
-def chunk_of(path):
-    return path / QUERY_FILE / "0.0"
-
-
-def bad_header(path):
-    (path / QUERY_FILE / ".zarray").write_text("{")
-
-
-def other_shape(path):
-    shutil.rmtree(path / QUERY_FILE)
-    write_array(path, QUERY_FILE, np.zeros((4, 7), np.float32))
-
-
-def integers(path):
-    shutil.rmtree(path / QUERY_FILE)
-    write_array(path, QUERY_FILE, np.zeros((4, 6), np.uint16))
-
-
-def truncated_index(path):
-    content = (path / "checkpoint").read_bytes()
-    (path / "checkpoint").write_bytes(content[: len(content) // 2])
-
-
-def set_query(path, value):
-    def edit(content):
-        content["optimizer"]["target"]["encoder"]["layers_0"]["attention"]["query"]["kernel"] = (
-            value
-        )
-
-    edit_index(path, edit)
-
-
-def without_version(content):
-    del content["version"]
-
-
-MALFORMED = {
-    "no index": (
-        lambda path: (path / "checkpoint").unlink(),
-        r"checkpoint_7 is no T5X checkpoint: it has no file `checkpoint`",
-    ),
-    "empty index": (
-        lambda path: (path / "checkpoint").write_bytes(b""),
-        r"checkpoint_7/checkpoint is truncated or no msgpack.*\(0 bytes\)",
-    ),
-    "truncated index": (truncated_index, r"checkpoint_7/checkpoint is truncated or no msgpack"),
-    "text": (
-        lambda path: (path / "checkpoint").write_text("hello, all of you"),
-        r"checkpoint_7/checkpoint is truncated or no msgpack",
-    ),
-    "TensorFlow": (
-        lambda path: (path / "checkpoint").write_text('model_checkpoint_path: "model.ckpt-1"'),
-        r"checkpoint_7/checkpoint is TensorFlow's; .*convert_tf_checkpoint",
-    ),
-    "version 4": (
-        lambda path: edit_index(path, lambda content: {**content, "version": 4}),
-        r"checkpoint_7/checkpoint is of version 4; valid are 2, 3",
-    ),
-    "no version": (
-        lambda path: edit_index(path, without_version),
-        r"checkpoint_7/checkpoint is of version None; valid are 2, 3",
-    ),
-    "a list": (
-        lambda path: edit_index(path, lambda content: [content]),
-        r"checkpoint_7/checkpoint is of version None; valid are 2, 3",
-    ),
-    "no target": (
-        lambda path: edit_index(path, lambda content: {"version": 3, "optimizer": {"state": {}}}),
-        r"checkpoint_7/checkpoint has no optimizer/target",
-    ),
-    "a leaf that is text": (
-        lambda path: set_query(path, "PLACEHOLDER://query"),
-        rf"checkpoint: target/{QUERY} is 'PLACEHOLDER://query'; expected is an array or a spec",
-    ),
-    "a leaf that is nothing": (
-        lambda path: set_query(path, None),
-        rf"checkpoint: target/{QUERY} is None; expected is an array or a spec",
-    ),
-    "a spec without a path": (
-        lambda path: set_query(path, {"driver": "zarr", "kvstore": {}, "metadata": {"shape": [1]}}),
-        rf"checkpoint: target/{QUERY} is .*driver, path and shape",
-    ),
-    "a spec that points above": (
-        lambda path: set_query(
-            path, {"driver": "zarr", "kvstore": {"path": "a/.."}, "metadata": {"shape": [1]}}
-        ),
-        rf"checkpoint: target/{QUERY} has path 'a/..'; expected is target.NAME/",
-    ),
-    "a spec of another driver": (
-        lambda path: set_query(
-            path, {"driver": "n5", "kvstore": {"path": "a"}, "metadata": {"shape": [1]}}
-        ),
-        rf"checkpoint: target/{QUERY}: unknown driver 'n5'; nearest: zarr",
-    ),
-    "no directory": (
-        lambda path: shutil.rmtree(path / QUERY_FILE),
-        rf"{QUERY_FILE} \({QUERY}\) cannot be read.*\.zarray.*does not exist",
-    ),
-    "no header": (
-        lambda path: (path / QUERY_FILE / ".zarray").unlink(),
-        rf"{QUERY_FILE} \({QUERY}\) cannot be read.*\.zarray.*does not exist",
-    ),
-    "a corrupt header": (
-        bad_header,
-        rf"{QUERY_FILE} \({QUERY}\) cannot be read.*\.zarray.*Invalid JSON",
-    ),
-    "another shape": (
-        other_shape,
-        rf"{QUERY_FILE} \({QUERY}\) has shape \[4, 7\]; expected is \[4, 6\], which the file",
-    ),
-    "another dtype": (
-        integers,
-        rf"{QUERY_FILE} \({QUERY}\) has dtype uint16; valid are bfloat16, .*version 2 wrote",
-    ),
-    "inline integers": (
-        lambda path: set_query(path, np.zeros((4, 6), np.int32)),
-        rf"checkpoint: target/{QUERY} has dtype int32; valid are bfloat16, float16, float32$",
-    ),
-    "scanned": (
-        lambda path: set_query(path, np.zeros((4, 12, 6), np.float32)),
-        rf"checkpoint: target/{QUERY} has shape \[4, 12, 6\], as of layers stacked",
-    ),
-}
-INCOMPLETE = {
-    "no chunk": (
-        lambda path: chunk_of(path).unlink(),
-        rf"{QUERY_FILE} \({QUERY}\) cannot be read.*chunk.*0\.0.* is missing",
-    ),
-    "a truncated chunk": (
-        lambda path: chunk_of(path).write_bytes(chunk_of(path).read_bytes()[:12]),
-        rf"{QUERY_FILE} \({QUERY}\) cannot be read.*0\.0.*truncated",
-    ),
-    "an empty chunk": (
-        lambda path: chunk_of(path).write_bytes(b""),
-        rf"{QUERY_FILE} \({QUERY}\) cannot be read.*0\.0",
-    ),
-}
-
-
 @pytest.mark.parametrize("case", [*MALFORMED, *INCOMPLETE])
 def test_malformed(tmp_path, params, case):
     path = write_legacy(tmp_path / "checkpoint_7", params)
@@ -379,22 +165,6 @@ def test_scanned_layers_of_one_axis(tmp_path):
     path = write_legacy(tmp_path / "checkpoint_7", scanned)
     with pytest.raises(ValueError, match=r"layers/pre_mlp.*\[4, 12\], as of layers stacked"):
         t5x_checkpoints.shapes(str(path))
-
-
-def write_orbax(folder, params, dtype=None, **options):
-    """Writes as T5X's OrbaxCheckpointManagerInterface does."""
-    state = {"step": np.int32(7), "param_states": {"decoder": {"m": jnp.ones((4, 3))}}}
-    tree = {"target": jax.tree.map(jnp.asarray, params), "state": state}
-    args = jax.tree.map(lambda _: ocp.SaveArgs(), tree)
-    args["target"] = jax.tree.map(lambda _: ocp.SaveArgs(dtype=dtype), params)
-    with ocp.CheckpointManager(
-        folder,
-        options=ocp.CheckpointManagerOptions(step_prefix="checkpoint"),
-        item_handlers={"state": ocp.PyTreeCheckpointHandler(**options)},
-    ) as manager:
-        item = ocp.args.PyTreeSave(tree, save_args=args)
-        manager.save(7, args=ocp.args.Composite(state=item))
-    return folder / "checkpoint_7"
 
 
 @pytest.mark.parametrize("ocdbt", [False, True])
@@ -441,89 +211,6 @@ def test_malformed_orbax(tmp_path, params):
     (ocdbt / "state" / "manifest.ocdbt").write_bytes(b"hello")
     with pytest.raises(ValueError, match=r"ocdbt/checkpoint_7/state.*manifest"):
         t5x_checkpoints.shapes(str(ocdbt))
-
-
-@pytest.fixture
-def bucket(tmp_path, monkeypatch):
-    with fake_gcs.serve(tmp_path / "gcs", monkeypatch) as server:
-        (tmp_path / "gcs" / "bucket-1").mkdir(parents=True)
-        yield server
-
-
-@pytest.mark.parametrize("spec", ["relative", "bucket", "gfile"])
-def test_bucket(bucket, params, spec):
-    folder = bucket.root / "bucket-1" / "t5x" / "small size"
-    write_legacy(folder / "checkpoint_9", jax.tree.map(jnp.zeros_like, params))
-    write_legacy(folder / "checkpoint_10", params, SPECS[spec], ["decoder/decoder_norm/scale"])
-    url = "gs://bucket-1/t5x/small size"
-    for place in (url, f"{url}/", f"{url}/checkpoint_10", f"{url}/checkpoint_10/checkpoint"):
-        assert t5x_checkpoints.recognises(place)
-        assert t5x_checkpoints.shapes(place) == like(params, np.float32)
-        assert_identical(t5x_checkpoints.load(place, params), params)
-    write_legacy(bucket.root / "bucket-1" / "checkpoint_1", params)
-    assert_identical(t5x_checkpoints.load("gs://bucket-1", params), params)
-
-
-@pytest.mark.parametrize("ocdbt", [False, True])
-def test_bucket_with_orbax(bucket, params, ocdbt):
-    write_orbax(bucket.root / "bucket-1" / "t5x", params, use_ocdbt=ocdbt)
-    for place in ("gs://bucket-1/t5x", "gs://bucket-1/t5x/checkpoint_7"):
-        assert t5x_checkpoints.shapes(place) == like(params, np.float32)
-        assert_identical(t5x_checkpoints.load(place, params), params)
-
-
-def test_bucket_is_read_in_parallel(bucket, params):
-    write_legacy(bucket.root / "bucket-1" / "checkpoint_10", params)
-    bucket.together = len(SHAPES)
-    t5x_checkpoints.shapes("gs://bucket-1/checkpoint_10")
-    assert bucket.most_at_once >= len(SHAPES)
-    assert not any("0.0" in request for request in bucket.requests)  # headers only
-    bucket.most_at_once, bucket.together = 0, 8  # no array has more than 4 chunks
-    t5x_checkpoints.load("gs://bucket-1/checkpoint_10", params)
-    assert bucket.most_at_once >= 8
-
-
-@pytest.mark.parametrize("case", [*MALFORMED, *INCOMPLETE])
-def test_malformed_in_a_bucket(bucket, params, case):
-    path = write_legacy(bucket.root / "bucket-1" / "checkpoint_7", params)
-    damage, message = {**MALFORMED, **INCOMPLETE}[case]
-    damage(path)
-    with pytest.raises(ValueError, match=message) as raised:
-        t5x_checkpoints.load("gs://bucket-1/checkpoint_7", params)
-    assert "gs://bucket-1/checkpoint_7" in str(raised.value)
-
-
-def test_what_a_bucket_may_answer(bucket, params, monkeypatch):
-    nothing = r"no file `checkpoint`, no folder `state/`.*or the bucket does not exist or may not"
-    for place in ("gs://bucket-1/typo/checkpoint_7", "gs://bucket-2/checkpoint_7"):
-        with pytest.raises(ValueError, match=f"{place} is no T5X.*{nothing}"):
-            t5x_checkpoints.shapes(place)
-    for place in ("gs://", "gs:///checkpoint_7"):
-        with pytest.raises(ValueError, match=r"names no bucket; valid is gs://BUCKET/FOLDER"):
-            t5x_checkpoints.shapes(place)
-    with pytest.raises(ValueError, match=r"gs://No/checkpoint_7/checkpoint cannot.*Invalid GCS bu"):
-        t5x_checkpoints.shapes("gs://No/checkpoint_7")
-
-    write_legacy(bucket.root / "bucket-1" / "checkpoint_7", params)
-    for status, message in {
-        403: "PERMISSION_DENIED",
-        401: "as the test wants",
-        503: "All 2",
-    }.items():
-        bucket.status = status
-        with pytest.raises(ValueError, match=f"gs://bucket-1/.*checkpoint cannot be.*{message}"):
-            t5x_checkpoints.shapes("gs://bucket-1/checkpoint_7")
-    monkeypatch.setenv("TENSORSTORE_GCS_HTTP_URL", "http://127.0.0.1:9")
-    with pytest.raises(ValueError, match=r"gs://bucket-1/.*checkpoint cannot be.*connect"):
-        t5x_checkpoints.shapes("gs://bucket-1/checkpoint_7")
-
-
-def test_a_bucket_that_does_not_answer(bucket, params, monkeypatch):
-    write_legacy(bucket.root / "bucket-1" / "checkpoint_7", params)
-    bucket.together = 1000  # each read waits 0.2 s
-    monkeypatch.setattr(t5x_checkpoints, "_HEADER_TIMEOUT", 0.05)
-    with pytest.raises(ValueError, match=r"checkpoint_7/checkpoint cannot be.*(?i:time|deadline)"):
-        t5x_checkpoints.shapes("gs://bucket-1/checkpoint_7")
 
 
 @pytest.fixture

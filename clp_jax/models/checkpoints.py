@@ -137,7 +137,7 @@ def check_structure(found: Any, expected: Any, source: str, hint: str = "") -> N
         if needs[name] != has[name]:
             raise ValueError(
                 f"{source} is a checkpoint of another model: {name} has shape {list(has[name])} "
-                f"there, {list(needs[name])} here{_vocabulary_hint(name, has[name])}{hint}"
+                f"there, {list(needs[name])} here{_vocabulary_hint(name, has[name], needs[name])}{hint}"
             )
     missing, extra = sorted(needs.keys() - has.keys()), sorted(has.keys() - needs.keys())
     if missing:
@@ -153,10 +153,13 @@ def check_structure(found: Any, expected: Any, source: str, hint: str = "") -> N
         )
 
 
-def _vocabulary_hint(name: str, shape: tuple[int, ...]) -> str:
-    if not name.endswith("token_embedder/embedding"):
+def _vocabulary_hint(name: str, there: tuple[int, ...], here: tuple[int, ...]) -> str:
+    """What to set if the size of the vocabulary is all that differs."""
+    axis = {"embedding": 0, "kernel": -1}.get(name.rpartition("/")[2])
+    of_vocabulary = name.endswith(("token_embedder/embedding", "logits_dense/kernel"))
+    if not of_vocabulary or axis is None or there[axis] == here[axis]:
         return ""
-    return f"; t5.T5Config.vocab_size={shape[0]} and emb_dim={shape[1]} make it fit"
+    return f"; t5.T5Config.vocab_size = {there[axis]} makes it fit"
 
 
 def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
