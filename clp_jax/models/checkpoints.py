@@ -135,9 +135,10 @@ def check_structure(found: Any, expected: Any, source: str, hint: str = "") -> N
     # Parameters first: they say more than an optimizer's statistics.
     for name in sorted(needs.keys() & has.keys(), key=lambda n: (not n.startswith("params/"), n)):
         if needs[name] != has[name]:
+            hint = hint or _vocabulary_hint(name, has[name], needs[name])
             raise ValueError(
                 f"{source} is a checkpoint of another model: {name} has shape {list(has[name])} "
-                f"there, {list(needs[name])} here{_vocabulary_hint(name, has[name], needs[name])}{hint}"
+                f"there, {list(needs[name])} here{hint}"
             )
     missing, extra = sorted(needs.keys() - has.keys()), sorted(has.keys() - needs.keys())
     if missing:
