@@ -1,9 +1,15 @@
 """Optimizers for policies with one replica per objective."""
 
+from collections.abc import Callable
+from typing import Any
+
 import jax
+import jax.numpy as jnp
 import optax
 
 from clp_jax.conditioning import CLPParams
+
+Params = Any
 
 
 def adafactor(learning_rate: float) -> optax.GradientTransformation:
@@ -27,8 +33,8 @@ def per_objective(optimizer: optax.GradientTransformation) -> optax.GradientTran
 
     Adafactor scales updates by each parameter's RMS, clips by the update's RMS and factors its
     second moments over the two largest axes. On a stacked leaf [m, ...] all three would mix the
-    replicas; here the optimizer is mapped over the leading axis, so m replicas behave as m separate
-    models do.
+    replicas; here the optimizer is applied to each slice of the leading axis, so m replicas behave
+    as m separate models do.
 
     Args:
       optimizer: acts leaf by leaf (Adafactor, Adam, ...; not global-norm clipping).
@@ -36,13 +42,13 @@ def per_objective(optimizer: optax.GradientTransformation) -> optax.GradientTran
 
     def init(params: CLPParams) -> CLPParams:
         return CLPParams(
-            conditioned=_map_replicas(optimizer.init, params.conditioned),
+            conditioned=_for_each_replica(optimizer.init, params.conditioned),
             shared=optimizer.init(params.shared),
         )
 
     def update(updates: CLPParams, state: CLPParams, params: CLPParams | None = None):
         assert params is not None, "Adafactor's parameter scaling needs the parameters"
-        conditioned, conditioned_state = _map_replicas(
+        conditioned, conditioned_state = _for_each_replica(
             optimizer.update, updates.conditioned, state.conditioned, params.conditioned
         )
         shared, shared_state = optimizer.update(updates.shared, state.shared, params.shared)
@@ -51,10 +57,15 @@ def per_objective(optimizer: optax.GradientTransformation) -> optax.GradientTran
     return optax.GradientTransformation(init, update)
 
 
-def _map_replicas(function, *trees):
-    # An empty S has no leading axis to map over.
-    mapped = jax.vmap(function) if jax.tree.leaves(trees[0]) else function
-    return mapped(*trees)
+def _for_each_replica(function: Callable, *trees: Params) -> Any:
+    """Applies a function to the i-th slices of the leaves' leading axis, for each i; stacks."""
+    if not jax.tree.leaves(trees[0]):  # an empty S has no leading axis
+        return function(*trees)
+    num_objectives = jax.tree.leaves(trees[0])[0].shape[0]
+    # One after the other, not `jax.vmap`: the temporary arrays of one replica are gone before the
+    # next one's are made.
+    results = [function(*jax.tree.map(lambda x, i=i: x[i], trees)) for i in range(num_objectives)]
+    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *results)
 
 
 def adam_with_cosine_decay(

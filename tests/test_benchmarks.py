@@ -75,6 +75,7 @@ def assert_has_frame(report, name):
     assert settings["threads"] in (1, 2)
 
 
+@pytest.mark.slow
 def test_rollout(tmp_path):
     report, printed = run(tmp_path, "rollout.py")
     assert_has_frame(report, "rollout")
@@ -96,6 +97,7 @@ def test_rollout(tmp_path):
         assert f"{row['median_ms']:.1f}" in printed
 
 
+@pytest.mark.slow
 def test_step(tmp_path, settings):
     import common
 
@@ -206,7 +208,7 @@ def test_a_model_of_another_function_is_refused(monkeypatch, settings):
         def close(self):
             pass
 
-    monkeypatch.setattr(rollout.common, "Worker", Other)
+    monkeypatch.setattr(rollout.processes, "Worker", Other)
     with pytest.raises(RuntimeError, match=r"0\.900 of the greedy tokens of hf are those of ours"):
         rollout.measure(settings, ["ours", "hf"])
 
@@ -239,12 +241,12 @@ def test_the_small_size_is_that_of_the_anchors():
 
 
 def test_turns_alternate_and_each_round_begins_with_another(monkeypatch):
-    import common
+    import processes
 
-    monkeypatch.setattr(common, "_PAUSE", 0.0)
+    monkeypatch.setattr(processes, "_PAUSE", 0.0)
     called = []
     turns = {name: lambda name=name: called.append(name) or len(called) for name in "abc"}
-    assert common.interleave(turns, 4) == {
+    assert processes.interleave(turns, 4) == {
         "a": [1, 6, 8, 10],
         "b": [2, 4, 9, 11],
         "c": [3, 5, 7, 12],
@@ -266,18 +268,18 @@ def test_medians_and_ratios():
 
 
 def test_workers_answer_in_order_and_say_why_they_ended(tmp_path):
-    import common
+    import processes
 
     script = tmp_path / "script.py"
     script.write_text(
-        f"import sys; sys.path.insert(0, {str(FOLDER)!r}); import common\n"
+        f"import sys; sys.path.insert(0, {str(FOLDER)!r}); import processes\n"
         "class Adder:\n"
         "    def add(self, a, b):\n"
         "        print('noise')\n"
         "        return a + b\n"
-        "common.serve(Adder)\n"
+        "processes.serve(Adder)\n"
     )
-    worker = common.Worker(str(script), {})
+    worker = processes.Worker(str(script), {})
     assert [worker.ask("add", i, 1) for i in range(3)] == [1, 2, 3]
     with pytest.raises(RuntimeError, match="(?s)a worker ended with 1:.*TypeError"):
         worker.ask("add", 1, "text")

@@ -1,0 +1,143 @@
+"""What a steered policy costs at inference, against a plain language model.
+
+The parameters are mixed for one weighting; then rollouts of the mixed parameters and of the
+reference's go through one and the same compiled function, in turns. `policy` is the whole
+`CLPPolicy.generate`, which mixes anew at each call and scores the completions under the reference;
+`plain policy` is the same with a policy of one objective that mixes nothing.
+
+    python benchmarks/steering.py --batch_size=8 --batch_size=32 --output=steering.json
+
+Columns of the table:
+  median ms, min ms       of a rollout; of `mix`, of one mixing of all parameters
+  tokens/s                sampled
+  base                    what the ratios compare with
+  ratio                   median / median of the base
+  median of round ratios  the same, but the quotient is taken in each round
+  bar                     what `ratio` shall not exceed
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import common
+
+# What is timed -> (what it is compared with, what the ratio shall not exceed).
+_BASES = {
+    "plain": ("plain", None),
+    "steered": ("plain", 1.02),
+    "plain policy": ("plain policy", None),
+    "policy": ("plain policy", None),
+    "mix": ("plain", None),
+}
+
+
+def make_turns(settings: Mapping[str, Any]) -> dict[str, Callable[[], float]]:
+    """What is timed: each makes one rollout, or one mixing, and returns its milliseconds."""
+    import jax
+
+    from clp_jax import conditioning, subset, train_step
+    from clp_jax.models.sampling import Decoding, sample
+    from clp_jax.policy import CLPPolicy
+    from clp_jax.weighting import Weighting
+
+    module = common.make_module(settings)
+    reference = common.make_params(module)
+    params = conditioning.init_clp_params(reference, subset.full(), settings["num_objectives"])
+    params = jax.jit(_spread, donate_argnums=0)(params)
+    clp = train_step.CLP(module, Decoding(settings["completion_length"], eos_id=common.NO_EOS))
+    m = settings["num_objectives"]
+    weighting = Weighting.of(0.05, [1 / m] * m)
+    prompts = jax.device_put(common.make_prompts(settings))
+
+    condition = jax.jit(functools.partial(conditioning.condition, kl_mix=clp.kl_mix))
+    mixed = jax.block_until_ready(condition(params, reference, weighting))
+
+    @jax.jit
+    def rollout(params: Any, key: jax.Array) -> Any:
+        keys = jax.random.split(key, prompts.shape[0])
+        return sample(module, params, prompts, keys, clp.decoding)
+
+    policy = CLPPolicy(clp, params, reference)
+    single = conditioning.init_clp_params(reference, subset.none(), 1)
+    plain_policy = CLPPolicy(clp, single, reference)
+    key = jax.random.key(0)
+    calls: dict[str, Callable[[], Any]] = {
+        "plain": lambda: rollout(reference, key),
+        "steered": lambda: rollout(mixed, key),
+        "plain policy": lambda: plain_policy.generate(Weighting.of(0.05, [1.0]), prompts, key),
+        "policy": lambda: policy.generate(weighting, prompts, key),
+        "mix": lambda: condition(params, reference, weighting),
+    }
+
+    def timed(call: Callable[[], Any]) -> float:
+        return common.milliseconds(lambda: jax.block_until_ready(call()))
+
+    return {name: functools.partial(timed, call) for name, call in calls.items()}
+
+
+def _spread(params: Any) -> Any:
+    """φ with its replicas moved apart, each by a factor of its own."""
+    import jax
+    import jax.numpy as jnp
+
+    def scale(x: jax.Array) -> jax.Array:
+        factors = 1 + 0.01 * jnp.arange(x.shape[0], dtype=x.dtype)
+        return x * factors.reshape(-1, *(1,) * (x.ndim - 1))
+
+    return dataclasses.replace(params, conditioned=jax.tree.map(scale, params.conditioned))
+
+
+def measure(settings: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The rows of one batch size."""
+    turns = make_turns(settings)
+    for turn in turns.values():
+        turn()
+        turn()
+    times = common.interleave(turns, settings["rounds"])
+    tokens = settings["batch_size"] * settings["completion_length"]
+    rows = []
+    for name, (base, bar) in _BASES.items():
+        row = {"what": name, "batch_size": settings["batch_size"], "base": base, "bar": bar}
+        row |= common.compare(times[name], times[base])
+        row["tokens/s"] = None if name == "mix" else 1e3 * tokens / row["median_ms"]
+        rows.append(row)
+    return rows
+
+
+_COLUMNS = {
+    "what": "s",
+    "median_ms": ".1f",
+    "min_ms": ".1f",
+    "tokens/s": ".0f",
+    "base": "s",
+    "ratio": ".3f",
+    "median_of_round_ratios": ".3f",
+    "bar": ".2f",
+}
+
+
+def main() -> None:
+    """The command."""
+    parser = common.parser(__doc__, batch_size=8)
+    parser.add_argument(
+        "--num_objectives", type=int, default=2, help="replicas that are mixed (default: 2)"
+    )
+    arguments = parser.parse_args()
+    threads = common.limit_threads(arguments.threads)
+    report: dict[str, Any] = {"benchmark": "steering", "environment": common.environment()}
+    report["settings"], report["results"] = [], []
+    for batch_size in arguments.batch_size or [arguments.default_batch_size]:
+        settings = common.settings_of(arguments, batch_size)
+        settings |= {"threads": threads, "num_objectives": arguments.num_objectives}
+        rows = measure(settings)
+        report["settings"].append(settings)
+        report["results"] += rows
+        print(common.title(settings))
+        print(common.table(rows, _COLUMNS), flush=True)
+    common.write(report, arguments.output)
+
+
+if __name__ == "__main__":
+    main()
