@@ -19,8 +19,6 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from processes import interleave as interleave  # steering.py takes it from here
-
 # An id that no vocabulary has. As the end of a completion it lets all run to their full length.
 NO_EOS = 2**30
 
@@ -278,7 +276,7 @@ def _cpu_model() -> str:
         return platform.processor()
 
 
-def title(settings: Mapping[str, Any]) -> str:
+def _title(settings: Mapping[str, Any]) -> str:
     """The line above a table: what was measured."""
     return (
         f"\n{'tiny' if settings['tiny'] else 'T5-small size'}, batch {settings['batch_size']}, "
@@ -312,10 +310,32 @@ def table(rows: Sequence[Mapping[str, Any]], columns: Mapping[str, str]) -> str:
     )
 
 
-def write(report: Mapping[str, Any], output: pathlib.Path | None) -> None:
-    """Writes the JSON, if there is a file to write it to."""
-    if output is not None:
-        output.write_text(json.dumps(report, indent=2) + "\n")
+def report(
+    benchmark: str,
+    arguments: argparse.Namespace,
+    measure: Callable[[dict[str, Any]], tuple[list[dict[str, Any]], str]],
+    **more: Any,
+) -> None:
+    """Measures each batch size, prints a table of each and writes the JSON, if it has a file.
+
+    Args:
+      benchmark: its name.
+      arguments: of the command line.
+      measure: settings -> (rows, what is printed of them).
+      **more: for the JSON.
+    """
+    threads = limit_threads(arguments.threads)
+    made: dict[str, Any] = {"benchmark": benchmark, "environment": environment(), **more}
+    made["settings"], made["results"] = [], []
+    for batch_size in arguments.batch_size or [arguments.default_batch_size]:
+        settings = settings_of(arguments, batch_size) | {"threads": threads}
+        rows, printed = measure(settings)
+        made["settings"].append(settings)
+        made["results"] += rows
+        print(_title(settings))
+        print(printed, flush=True)
+    if arguments.output is not None:
+        arguments.output.write_text(json.dumps(made, indent=2) + "\n")
 
 
 def importable(module: str) -> bool:

@@ -221,19 +221,13 @@ def main() -> None:
     if not names:
         raise SystemExit("nothing to measure")
 
-    threads = common.limit_threads(arguments.threads)
-    report = {"benchmark": "rollout", "environment": common.environment(), "skipped": skipped}
-    report["settings"], report["results"] = [], []
-    for batch_size in arguments.batch_size or [arguments.default_batch_size]:
-        settings = common.settings_of(arguments, batch_size) | {"threads": threads}
+    def measure_and_show(settings: dict[str, Any]) -> tuple[list[dict[str, Any]], str]:
         with tempfile.TemporaryDirectory() as folder:
             _write_weights(settings, folder)
             rows = measure({**settings, "weights": folder}, names)
-        report["settings"].append(settings)
-        report["results"] += rows
-        print(common.title(settings))
-        print(common.table(rows, _COLUMNS), flush=True)
-    common.write(report, arguments.output)
+        return rows, common.table(rows, _COLUMNS)
+
+    common.report("rollout", arguments, measure_and_show, skipped=skipped)
 
 
 def _write_weights(settings: Mapping[str, Any], folder: str) -> None:

@@ -2,8 +2,8 @@
 
 The parameters are mixed for one weighting; then rollouts of the mixed parameters and of the
 reference's go through one and the same compiled function, in turns. `policy` is the whole
-`CLPPolicy.generate`, which mixes anew at each call and scores the completions under the reference;
-`plain policy` is the same with a policy of one objective that mixes nothing.
+`CLPPolicy.generate`, which mixes at the first call with a weighting and scores the completions
+under the reference; `plain policy` is the same with one objective and nothing to mix.
 
     python benchmarks/steering.py --batch_size=8 --batch_size=32 --output=steering.json
 
@@ -22,13 +22,14 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import common
+import processes
 
 # What is timed -> (what it is compared with, what the ratio shall not exceed).
 _BASES = {
     "plain": ("plain", None),
     "steered": ("plain", 1.02),
     "plain policy": ("plain policy", None),
-    "policy": ("plain policy", None),
+    "policy": ("plain policy", 1.02),
     "mix": ("plain", None),
 }
 
@@ -48,7 +49,7 @@ def make_turns(settings: Mapping[str, Any]) -> dict[str, Callable[[], float]]:
     params = jax.jit(_spread, donate_argnums=0)(params)
     clp = train_step.CLP(module, Decoding(settings["completion_length"], eos_id=common.NO_EOS))
     m = settings["num_objectives"]
-    weighting = Weighting.of(0.05, [1 / m] * m)
+    weighting, no_weighting = Weighting.of(0.05, [1 / m] * m), Weighting.of(0.05, [1.0])
     prompts = jax.device_put(common.make_prompts(settings))
 
     condition = jax.jit(functools.partial(conditioning.condition, kl_mix=clp.kl_mix))
@@ -66,7 +67,7 @@ def make_turns(settings: Mapping[str, Any]) -> dict[str, Callable[[], float]]:
     calls: dict[str, Callable[[], Any]] = {
         "plain": lambda: rollout(reference, key),
         "steered": lambda: rollout(mixed, key),
-        "plain policy": lambda: plain_policy.generate(Weighting.of(0.05, [1.0]), prompts, key),
+        "plain policy": lambda: plain_policy.generate(no_weighting, prompts, key),
         "policy": lambda: policy.generate(weighting, prompts, key),
         "mix": lambda: condition(params, reference, weighting),
     }
@@ -95,7 +96,7 @@ def measure(settings: Mapping[str, Any]) -> list[dict[str, Any]]:
     for turn in turns.values():
         turn()
         turn()
-    times = common.interleave(turns, settings["rounds"])
+    times = processes.interleave(turns, settings["rounds"])
     tokens = settings["batch_size"] * settings["completion_length"]
     rows = []
     for name, (base, bar) in _BASES.items():
@@ -125,18 +126,12 @@ def main() -> None:
         "--num_objectives", type=int, default=2, help="replicas that are mixed (default: 2)"
     )
     arguments = parser.parse_args()
-    threads = common.limit_threads(arguments.threads)
-    report: dict[str, Any] = {"benchmark": "steering", "environment": common.environment()}
-    report["settings"], report["results"] = [], []
-    for batch_size in arguments.batch_size or [arguments.default_batch_size]:
-        settings = common.settings_of(arguments, batch_size)
-        settings |= {"threads": threads, "num_objectives": arguments.num_objectives}
-        rows = measure(settings)
-        report["settings"].append(settings)
-        report["results"] += rows
-        print(common.title(settings))
-        print(common.table(rows, _COLUMNS), flush=True)
-    common.write(report, arguments.output)
+
+    def measure_and_show(settings: dict[str, Any]) -> tuple[list[dict[str, Any]], str]:
+        rows = measure(settings | {"num_objectives": arguments.num_objectives})
+        return rows, common.table(rows, _COLUMNS)
+
+    common.report("steering", arguments, measure_and_show, num_objectives=arguments.num_objectives)
 
 
 if __name__ == "__main__":

@@ -290,19 +290,12 @@ def main() -> None:
         processes.serve(lambda: Stepper(settings))
         return
 
-    threads = common.limit_threads(arguments.threads)
-    report: dict[str, Any] = {"benchmark": "step", "environment": common.environment()}
-    report["settings"], report["results"] = [], []
-    for batch_size in arguments.batch_size or [arguments.default_batch_size]:
-        settings = common.settings_of(arguments, batch_size) | {"threads": threads}
+    def measure_and_show(settings: dict[str, Any]) -> tuple[list[dict[str, Any]], str]:
         rows = measure(settings, list(_VARIANTS))
-        report["settings"].append(settings)
-        report["results"] += rows
-        print(common.title(settings))
-        print(common.table(rows, _TIME_COLUMNS))
-        print("memory, MiB")
-        print(common.table([_in_mebibytes(row) for row in rows], _MEMORY_COLUMNS), flush=True)
-    common.write(report, arguments.output)
+        memory = common.table([_in_mebibytes(row) for row in rows], _MEMORY_COLUMNS)
+        return rows, f"{common.table(rows, _TIME_COLUMNS)}\nmemory, MiB\n{memory}"
+
+    common.report("step", arguments, measure_and_show)
 
 
 if __name__ == "__main__":

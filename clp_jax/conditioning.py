@@ -102,11 +102,10 @@ def from_experts(experts: Sequence[Params], subset: subset_lib.Subset) -> CLPPar
     """
     parts = [subset_lib.split(expert, subset) for expert in experts]
     conditioned, shared = zip(*parts, strict=True)
-    for i, other in enumerate(shared):
-        for path, leaf in jax.tree.leaves_with_path(other):
-            name = jax.tree_util.keystr(path, simple=True, separator="/")
-            first = traverse_util.flatten_dict(shared[0], sep="/")[name]
-            if not np.array_equal(leaf, first):
+    first, *others = (traverse_util.flatten_dict(tree, sep="/") for tree in shared)
+    for i, other in enumerate(others, start=1):
+        for name, leaf in other.items():
+            if not np.array_equal(leaf, first[name]):
                 raise ValueError(
                     f"expert {i} differs from expert 0 in {name}, which SUBSET leaves out: it must "
                     "be the same for all"

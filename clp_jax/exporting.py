@@ -10,8 +10,8 @@ import numpy as np
 from clp_jax import conditioning, training
 from clp_jax.config import Run
 from clp_jax.data import tasks
+from clp_jax.errors import unknown_name
 from clp_jax.models import checkpoints, hf_checkpoints, t5x_checkpoints
-from clp_jax.policy import Prompter
 from clp_jax.trainer import prompter
 from clp_jax.weighting import Weighting
 
@@ -30,6 +30,7 @@ class Export:
       params: a plain LM tree.
       title: what it is, in one line.
       weighting: (α, w) it was mixed at; None for a part of the run.
+      generates: whether it is a policy; the value network is none.
     """
 
     run: Run
@@ -37,6 +38,7 @@ class Export:
     params: Params
     title: str
     weighting: Weighting | None = None
+    generates: bool = True
 
     @classmethod
     def of(
@@ -77,7 +79,7 @@ class Export:
             params, title = state.value_params, f"the value network, {at}"
         else:
             params, title = reference, "the reference policy"
-        return cls(run, int(state.step), params, title)
+        return cls(run, int(state.step), params, title, generates=name != "value")
 
     def write(
         self, output: str, file_format: str = "hf", dtype: str = "float32", overwrite: bool = False
@@ -94,9 +96,11 @@ class Export:
           The directory that was written.
 
         Raises:
-          ValueError: something is there that may not be replaced; a parameter too large for
-            `dtype`; a model that Hugging Face's T5 cannot be.
+          ValueError: unknown format; something is there that may not be replaced; a parameter too
+            large for `dtype`; a model that Hugging Face's T5 cannot be.
         """
+        if file_format not in FORMATS:
+            raise ValueError(unknown_name("format", file_format, FORMATS, "--format"))
         path = pathlib.Path(output)
         if file_format == "t5x":
             path = path / f"checkpoint_{self.step}"
@@ -136,9 +140,9 @@ class Export:
     def _usage(self, file_format: str) -> list[str]:
         run = self.run
         prefix = tasks.prompt_prefix(run.train_dataset_cfg.mixture_or_task_name)
-        written = prompter(run.model)
-        if self.weighting is not None and isinstance(written, Prompter):
-            prefix = written.text(np.asarray(self.weighting.reward_weights)) + prefix
+        weights_in_prompt = prompter(run.model)
+        if self.weighting is not None and weights_in_prompt is not None:
+            prefix = weights_in_prompt.text(np.asarray(self.weighting.reward_weights)) + prefix
         lines = [
             f"Prompts begin with {prefix!r} and have at most {run.max_prompt_length} tokens, "
             f"completions at most {run.max_decode_length}.",
@@ -149,6 +153,12 @@ class Export:
                 *lines,
                 "Parameters only, in T5X's legacy format: restore it with a fallback for the "
                 "optimizer state, or give it to clp_jax.train as INITIAL_CHECKPOINT_PATH.",
+            ]
+        if not self.generates:
+            return [
+                *lines,
+                "It writes no text: its logits at the first decoder position are values, that of "
+                "token id i of the i-th reward.",
             ]
         code = (
             "from transformers import AutoTokenizer, T5ForConditionalGeneration",

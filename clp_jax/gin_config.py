@@ -17,12 +17,12 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import gin
+from gin import config as gin_internals
 
 from clp_jax.errors import unknown_name
 
 if TYPE_CHECKING:
     from clp_jax.config import Run
-from gin import config as gin_internals
 
 _REPOSITORY = pathlib.Path(__file__).resolve().parent.parent
 _DYNAMIC_REGISTRATION = "from __gin__ import dynamic_registration"

@@ -121,8 +121,8 @@ def over_completion_logits(
     """
     inputs = (module, params, prompts, completions, mask, dropout_key)
     if not hasattr(module, "logits"):
-        return function(_decode(*inputs), completions)
-    states = _decode(*inputs, return_states=True)
+        return function(completion_logits(*inputs), completions)
+    states = completion_logits(*inputs, return_states=True)
 
     def of_chunk(chunk: tuple[jax.Array, jax.Array]) -> Any:
         states, tokens = chunk
@@ -146,18 +146,6 @@ def over_completion_logits(
     )
 
 
-def completion_logits(
-    module: nn.Module,
-    params: Params,
-    prompts: jax.Array,
-    completions: jax.Array,
-    mask: jax.Array,
-    dropout_key: jax.Array | None = None,
-) -> jax.Array:
-    """All of the teacher-forced logits at once, [B, L, V] float32; arguments as above."""
-    return _decode(module, params, prompts, completions, mask, dropout_key)
-
-
 def completion_log_probs(
     module: nn.Module,
     params: Params,
@@ -173,16 +161,19 @@ def completion_log_probs(
     return log_probs * mask
 
 
-def _decode(
+def completion_logits(
     module: nn.Module,
     params: Params,
     prompts: jax.Array,
     completions: jax.Array,
     mask: jax.Array,
-    dropout_key: jax.Array | None,
+    dropout_key: jax.Array | None = None,
     **options: bool,
 ) -> jax.Array:
-    """What the module's `decode` gives for the completions, the prompts being encoded first."""
+    """All of the teacher-forced logits at once, [B, L, V] float32; arguments as above.
+
+    With the option `return_states` of `t5.Transformer.decode`, what they are made of: [B, L, emb].
+    """
     rngs: list[dict[str, jax.Array]] = [{}, {}]
     if dropout_key is not None:
         rngs = [{"dropout": key} for key in jax.random.split(dropout_key)]

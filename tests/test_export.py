@@ -130,6 +130,22 @@ def test_the_card_says_what_it_is(run, tmp_path):
     assert f"| rouge | 0.3 | {low:g}, {high:g} |" in card
 
 
+def test_only_a_policy_is_said_to_generate(run, tmp_path):
+    cards = {}
+    for part in ("expert:0", "value"):
+        path = exporting.Export.of(run, part=part).write(str(tmp_path / part))
+        cards[part] = (path / "README.md").read_text()
+    assert "model.generate(" in cards["expert:0"]
+    assert "generate" not in cards["value"]
+    assert "writes no text" in cards["value"]
+
+
+def test_an_unknown_format_is_refused(run, tmp_path):
+    with pytest.raises(ValueError, match="'hff'.*hf"):
+        exporting.Export.of(run, part="reference").write(str(tmp_path / "out"), "hff")
+    assert not (tmp_path / "out").exists()
+
+
 def test_what_is_there_is_replaced_only_when_asked_and_only_by_a_whole_one(
     run, tmp_path, monkeypatch
 ):

@@ -3,7 +3,6 @@
 import io
 import json
 import os
-import subprocess
 import sys
 
 import jax
@@ -323,30 +322,6 @@ def test_sft_makes_a_reference_that_train_takes(tmp_path, capfd):
             command.main(smoke.flags(tmp_path, "SFT_STEPS=3"))
         assert "SFT_STEPS: 2 -> 3" in capfd.readouterr().err
     jax.tree.map(np.testing.assert_array_equal, training.load_reference(run), reference)
-
-
-TWO_DEVICES = """
-import os, sys
-os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=2"
-import jax, jax.numpy as jnp
-from clp_jax.models import checkpoints
-checkpoints.save_params(sys.argv[1], jax.device_put({"x": jnp.arange(3.0)}, jax.devices()[1]))
-"""
-
-
-def test_a_checkpoint_is_read_on_another_machine(tmp_path):
-    command = [sys.executable, "-c", TWO_DEVICES, str(tmp_path / "saved")]
-    subprocess.run(command, check=True, capture_output=True)
-    got = checkpoints.load_params(tmp_path / "saved", {"x": jax.ShapeDtypeStruct((3,), "float32")})
-    np.testing.assert_array_equal(got["x"], [0, 1, 2])
-
-
-def test_a_checkpoint_that_is_replaced_is_whole_at_all_times(tmp_path, monkeypatch):
-    checkpoints.save_params(tmp_path / "x", {"x": np.zeros(3)})
-    checkpoints.save_params(tmp_path / "x", {"x": np.ones(3)})
-    shapes = {"x": jax.ShapeDtypeStruct((3,), "float64")}
-    assert checkpoints.load_params(tmp_path / "x", shapes)["x"].sum() == 3
-    assert [path.name for path in tmp_path.iterdir()] == ["x"]
 
 
 def test_help_helps():

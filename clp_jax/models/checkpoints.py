@@ -155,12 +155,11 @@ def check_structure(found: Any, expected: Any, source: str, hint: str = "") -> N
 
 
 def _vocabulary_hint(name: str, there: tuple[int, ...], here: tuple[int, ...]) -> str:
-    """What to set if the size of the vocabulary is all that differs."""
-    axis = {"embedding": 0, "kernel": -1}.get(name.rpartition("/")[2])
-    of_vocabulary = name.endswith(("token_embedder/embedding", "logits_dense/kernel"))
-    if not of_vocabulary or axis is None or there[axis] == here[axis]:
-        return ""
-    return f"; t5.T5Config.vocab_size = {there[axis]} makes it fit"
+    """What to set if two shapes of a leaf differ in the size of the vocabulary."""
+    for leaf, axis in (("token_embedder/embedding", 0), ("logits_dense/kernel", -1)):
+        if name.endswith(leaf) and there[axis] != here[axis]:
+            return f"; t5.T5Config.vocab_size = {there[axis]} makes it fit"
+    return ""
 
 
 def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:

@@ -130,9 +130,13 @@ def sample(
 
     uniforms = _uniforms(keys, length)
     tokens, log_probs = _run_loop(next_logits, cache, uniforms, decoding, axis_name)
-    # What was drawn after the first EOS, while others ran on, goes here. Padding that was drawn
-    # before it is a token as any other.
-    is_eos = (tokens == decoding.eos_id).astype(jnp.int32)
+    return _up_to_eos(tokens, log_probs, decoding.eos_id)
+
+
+def _up_to_eos(tokens: jax.Array, log_probs: jax.Array, eos_id: int) -> Samples:
+    """Drops what was drawn after the first EOS, while others ran on."""
+    # Padding that was drawn before EOS is a token as any other.
+    is_eos = (tokens == eos_id).astype(jnp.int32)
     mask = jnp.cumsum(is_eos, axis=1) == is_eos
     return Samples(
         tokens=jnp.where(mask, tokens, 0),
