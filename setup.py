@@ -24,6 +24,8 @@ INSTALL_REQUIRES = [
     # tensorflow-datasets imports it and does not require it.
     "importlib_resources>=6.5",
     "sentencepiece>=0.2",
+    # Rewards over the network; tensorflow-datasets brings it too.
+    "requests>=2.34",
     "rouge-score>=0.1.2",
     "matplotlib>=3.10",
     "scipy>=1.14",

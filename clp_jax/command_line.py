@@ -6,7 +6,7 @@ import dataclasses
 import pathlib
 import sys
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 
 from clp_jax import gin_config
 from clp_jax.gin_config import ConfigError
@@ -40,6 +40,8 @@ def configured_run(
     description: str | None,
     argv: Sequence[str],
     add_arguments: Callable[[argparse.ArgumentParser], None] | None = None,
+    configurable: type | None = None,
+    example: str = "gin/clp_attn.gin",
 ):
     """Parses a command line with gin flags.
 
@@ -48,9 +50,11 @@ def configured_run(
       description: likewise.
       argv: without the program.
       add_arguments: adds the command's own flags.
+      configurable: what is configured; None for `Run`.
+      example: a gin file for the message that there is none.
 
     Returns:
-      (the configured `Run`, the parsed flags).
+      (the configured object, the parsed flags).
 
     Raises:
       ConfigError: a setting that is missing or wrong.
@@ -65,9 +69,16 @@ def configured_run(
         add_arguments(parser)
     flags, bindings = gin_config.parse_flags(parser, argv)
     if not flags.gin_file:
-        raise ConfigError("no --gin_file; for example --gin_file=gin/clp_attn.gin (try --help)")
+        raise ConfigError(f"no --gin_file; for example --gin_file={example} (try --help)")
     gin_config.load(flags.gin_file, bindings, flags.gin_search_paths)
-    return gin_config.configured_run(), flags
+    if configurable is None:
+        return gin_config.configured_run(), flags
+    if not gin_config.configures(configurable):
+        raise ConfigError(
+            f"{', '.join(flags.gin_file)}: no file for this command among them; for example "
+            f"--gin_file={example}"
+        )
+    return gin_config.configured(configurable), flags
 
 
 def saved_run(model_dir: str):
@@ -83,11 +94,12 @@ def saved_run(model_dir: str):
     return gin_config.configured_run()
 
 
-def claim_model_dir(model_dir: str) -> None:
+def claim_model_dir(model_dir: str, may_change: Collection[str] = ()) -> None:
     """Writes config.gin, or checks that the one there says the same.
 
     Args:
       model_dir: the run's directory; made if missing.
+      may_change: see `gin_config.config_differences`.
 
     Raises:
       ConfigError: the directory belongs to a run with other settings; names them.
@@ -97,7 +109,7 @@ def claim_model_dir(model_dir: str) -> None:
     folder = pathlib.Path(model_dir)
     path, config = folder / CONFIG, gin.config_str(max_line_length=100)
     if path.is_file():
-        differences = gin_config.config_differences(path.read_text(), config)
+        differences = gin_config.config_differences(path.read_text(), config, may_change)
         if differences:
             raise ConfigError(
                 f"MODEL_DIR={model_dir} holds a run with another configuration ({path}):\n  "

@@ -5,6 +5,7 @@ that is `Run`, whose fields are the arguments of t5x's `train()` that mean the s
 """
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -24,6 +25,13 @@ def check_whole_number(name: str, value: Any, least: int) -> None:
     """Raises ValueError unless `value` is a whole number of at least `least`."""
     if not isinstance(value, int) or isinstance(value, bool) or value < least:
         raise ValueError(f"{name}={value!r} must be a whole number of at least {least}")
+
+
+def _check_positive(name: str, value: Any, unit: str) -> None:
+    """Raises ValueError unless `value` is a finite number above 0."""
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not number or not 0 < value < math.inf:
+        raise ValueError(f"{name}={value!r} must be a positive number of {unit}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -125,10 +133,13 @@ class EvaluationConfig:
     Attributes:
       grid_points: weightings on each edge of the simplex; 11 gives steps of 0.1.
       num_examples: use only the first this many examples; None for all.
+      rewards: further rewards, which the policy does not learn, reported beside those it does; None
+        for none.
     """
 
     grid_points: int = 11
     num_examples: int | None = None
+    rewards: RewardStack | None = None
 
     def __post_init__(self):
         check_whole_number("grid_points", self.grid_points, 2)
@@ -158,6 +169,8 @@ class CLPModel:
       top_p: sample among the likeliest tokens that make up this probability; range (0, 1].
       exact_kl: see `clp_jax.train_step.CLP`.
       dropout: see `clp_jax.train_step.CLP`.
+      kl_warning: a mean KL to the reference, in nats, above which a run warns (`clp_jax.watch`);
+        range (0, inf); None for no warnings.
     """
 
     module: nn.Module
@@ -181,6 +194,7 @@ class CLPModel:
     top_p: float = 1.0
     exact_kl: bool = False
     dropout: bool = False
+    kl_warning: float | None = None
 
     def __post_init__(self):
         for field in dataclasses.fields(self):
@@ -199,6 +213,8 @@ class CLPModel:
                 f"TEMPERATURE={self.temperature} must be positive: greedy completions give "
                 "REINFORCE nothing to learn from"
             )
+        if self.kl_warning is not None:
+            _check_positive("KL_WARNING", self.kl_warning, "nats, or None for no warnings")
         if self.vocabulary.vocab_size > self.module.config.vocab_size:
             raise ValueError(
                 f"the vocabulary has {self.vocabulary.vocab_size} pieces, the model's "

@@ -13,8 +13,8 @@ import pathlib
 import re
 import sys
 import tokenize
-from collections.abc import Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING, TypeVar
 
 import gin
 from gin import config as gin_internals
@@ -23,6 +23,8 @@ from clp_jax.errors import unknown_name
 
 if TYPE_CHECKING:
     from clp_jax.config import Run
+
+T = TypeVar("T")
 
 _REPOSITORY = pathlib.Path(__file__).resolve().parent.parent
 _DYNAMIC_REGISTRATION = "from __gin__ import dynamic_registration"
@@ -38,6 +40,15 @@ _MAY_CHANGE = {
     "EVAL_EXAMPLES",
     "EVAL_BATCH_SIZE",
     "EVAL_GRID_POINTS",
+    "EVAL_REWARDS",
+    "KL_WARNING",
+    "FIT_STEPS",
+    "FIT_STATS_PERIOD",
+    "FIT_SAVE_PERIOD",
+    "FIT_KEEP_CHECKPOINTS",
+    "FIT_EVAL_PERIOD",
+    "FIT_EVAL_EXAMPLES",
+    "FIT_EVAL_BATCH_SIZE",
 }
 
 
@@ -137,6 +148,17 @@ def configured_run() -> "Run":
     """
     from clp_jax.config import EvaluationConfig, Run, SFTConfig
 
+    parts = {"sft": SFTConfig, "evaluation": EvaluationConfig}
+    run = configured(Run)
+    return dataclasses.replace(run, **{name: configured(part) for name, part in parts.items()})
+
+
+def configured(configurable: type[T]) -> T:
+    """An object of a class, as the parsed configuration describes it.
+
+    Raises:
+      ConfigError: a macro that must be set is not, or a setting is wrong.
+    """
     required = [
         scope
         for (scope, selector), binding in gin_internals._CONFIG.items()
@@ -147,25 +169,33 @@ def configured_run() -> "Run":
         raise ConfigError(
             f"{', '.join(sorted(required))} must be set; for example --gin.{min(required)}=..."
         )
-    parts = {"sft": SFTConfig, "evaluation": EvaluationConfig}
     with _explained("configuration"):
-        run = gin.get_configurable(Run)()
-        return dataclasses.replace(
-            run, **{name: gin.get_configurable(part)() for name, part in parts.items()}
-        )
+        return gin.get_configurable(configurable)()
 
 
-def config_differences(old: str, new: str) -> list[str]:
+def configures(configurable: type) -> bool:
+    """Whether the parsed configuration sets anything of a class."""
+    names = {selector.rpartition(".")[2] for _, selector in gin_internals._CONFIG}
+    return configurable.__name__ in names
+
+
+def config_differences(old: str, new: str, also_may_change: Collection[str] = ()) -> list[str]:
     """What two configurations (`gin.config_str`) disagree on, except what may change.
+
+    Args:
+      old: one.
+      new: the other.
+      also_may_change: names, beside those that may change in every MODEL_DIR.
 
     Returns:
       "NAME: old value -> new value" for each.
     """
     before, after = _bindings(old), _bindings(new)
+    may_change = _MAY_CHANGE.union(also_may_change)
     return [
         f"{name}: {before.get(name, '(unset)')} -> {after.get(name, '(unset)')}"
         for name in sorted(before.keys() | after.keys())
-        if name not in _MAY_CHANGE and before.get(name) != after.get(name)
+        if name not in may_change and before.get(name) != after.get(name)
     ]
 
 

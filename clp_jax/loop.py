@@ -8,16 +8,22 @@ import jax
 
 from clp_jax.data.batches import Batch, Batches
 from clp_jax.metrics_log import MetricsLog, Progress, Window, say
+from clp_jax.rewards.host import RewardError
 from clp_jax.run_checkpoints import RunCheckpoints
 
 Metrics = Mapping[str, Any]
+Watch = Callable[[int, Mapping[str, float]], None]
 
 
 class Step(Protocol):
     """One training step as the loop sees it."""
 
     def __call__(self, state: Any, batch: Batch, step: int) -> tuple[Any, Metrics]:
-        """Dispatches the update; the metrics may still be under way on the device."""
+        """Dispatches the update; the metrics may still be under way on the device.
+
+        Raises:
+          RewardError: a reward failed; `state` is as it was, not yet donated.
+        """
 
     def samples(self) -> Sequence[Mapping[str, Any]]:
         """Rows of the table of sample completions of the last step; may be empty."""
@@ -37,6 +43,7 @@ def train(
     checkpoints: RunCheckpoints,
     evaluate: Callable[[Any, int], None] | None = None,
     eval_period: int = 0,
+    watch: Watch | None = None,
 ) -> Any:
     """Runs steps first_step .. total_steps − 1 and returns the last state.
 
@@ -48,41 +55,120 @@ def train(
       state: what it changes.
       batches: standing where `first_step` reads on.
       what: named in the progress lines.
-      first_step: steps done before.
+      first_step: steps done before; if there are any, their checkpoint exists.
       total_steps: steps done at the end.
       stats_period: steps between reports.
       save_period: steps between checkpoints; the last step is always saved.
       log: gets metrics and samples.
       checkpoints: gets state and data position.
-      evaluate: called with (state, steps done) every `eval_period` steps and at the end.
+      evaluate: called with (state, steps done) every `eval_period` steps and at the end; the caller
+        makes up for one that failed.
       eval_period: 0 for the end only.
+      watch: called with (steps done, means) at every report.
+
+    Raises:
+      RewardError: a reward failed in a step or an evaluation; all steps before it are saved first.
     """
-    progress, window = Progress(what, first_step, total_steps), Window()
-    pending: Metrics | None = None  # of the step before, fetched once the next one is dispatched
+    reports = _Reports(step_fn, Progress(what, first_step, total_steps), log, watch)
+    saved = _Saved(checkpoints, batches, first_step)
     for done in range(first_step + 1, total_steps + 1):
-        state, metrics = step_fn(state, next(batches), done - 1)
-        if pending is not None:
-            window.add(jax.device_get(pending))
-        pending = metrics
-        if done == first_step + 1:
-            jax.block_until_ready(metrics)
-            progress.started(done)
+        try:
+            state, metrics = step_fn(state, next(batches), done - 1)
+        except RewardError as error:
+            reports.write(done - 1)
+            raise RewardError(f"{error}\n{saved.rescue(state, done - 1)}") from error.__cause__
+        reports.add(done, metrics)
         last = done == total_steps
         saves = last or done % save_period == 0
         if saves or done % stats_period == 0:
-            window.add(jax.device_get(pending))
-            pending = None
-            means = window.means()
-            log.scalars(done, means | progress.report(done, means))
-            _show_samples(log, done, step_fn.samples())
+            reports.write(done)
         paused = time.monotonic()
         # Before the checkpoint, so that a run that is killed in between evaluates again.
         if evaluate is not None and (last or (eval_period and done % eval_period == 0)):
-            evaluate(state, done)
+            try:
+                evaluate(state, done)
+            except RewardError as error:
+                saved.save(state, done)
+                raise RewardError(
+                    f"{error}\nthe evaluation of step {done} failed; the checkpoint of that step "
+                    "was saved, and the same command evaluates it again and goes on"
+                ) from error.__cause__
         if saves:
-            checkpoints.save(done, state, batches)
-        progress.pause(time.monotonic() - paused)
+            saved.save(state, done)
+        reports.progress.pause(time.monotonic() - paused)
     return state
+
+
+class _Reports:
+    """Metrics on their way from the steps to the log.
+
+    Attributes:
+      progress: of this run; its first step is the first that is added.
+    """
+
+    def __init__(self, step_fn: Step, progress: Progress, log: MetricsLog, watch: Watch | None):
+        self.progress = progress
+        self._step_fn, self._log, self._watch = step_fn, log, watch
+        self._window, self._started = Window(), False
+        # Of the step before, fetched once the next one is dispatched.
+        self._pending: Metrics | None = None
+
+    def add(self, done: int, metrics: Metrics) -> None:
+        """Takes the metrics of a step that was just dispatched, and fetches those before it."""
+        self._fetch()
+        self._pending = metrics
+        if not self._started:
+            jax.block_until_ready(metrics)
+            self.progress.started(done)
+            self._started = True
+
+    def write(self, done: int) -> None:
+        """Reports the means of the steps since the last report; nothing if there were none."""
+        self._fetch()
+        means = self._window.means()
+        if not means:
+            return
+        self._log.scalars(done, means | self.progress.report(done, means))
+        _show_samples(self._log, done, self._step_fn.samples())
+        if self._watch is not None:
+            self._watch(done, means)
+
+    def _fetch(self) -> None:
+        if self._pending is not None:
+            self._window.add(jax.device_get(self._pending))
+        self._pending = None
+
+
+class _Saved:
+    """The last checkpoint, and where the data stood then."""
+
+    def __init__(self, checkpoints: RunCheckpoints, batches: Batches, step: int):
+        self._checkpoints, self._batches = checkpoints, batches
+        self._step, self._position = step, batches.position()
+
+    def save(self, state: Any, done: int) -> None:
+        self._checkpoints.save(done, state, self._batches)
+        self._step, self._position = done, self._batches.position()
+
+    def rescue(self, state: Any, done: int) -> str:
+        """Saves `state` of `done` steps when the next one failed, having drawn its batch.
+
+        Returns:
+          What the person who starts the run again should know.
+        """
+        if done == 0:
+            return f"step {done + 1} failed, so nothing was saved: the same command starts again"
+        if done > self._step:
+            # A resumed run has to draw the failed step's batch again: back to the last checkpoint,
+            # and forward to that batch.
+            self._batches.restore(self._position)
+            for _ in range(done - self._step):
+                next(self._batches)
+            self.save(state, done)
+        return (
+            f"step {done + 1} failed; the checkpoint of step {done} was saved, and the same "
+            "command goes on from there"
+        )
 
 
 def _show_samples(log: MetricsLog, step: int, rows: Sequence[Mapping[str, Any]]) -> None:

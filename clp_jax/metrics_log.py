@@ -80,14 +80,20 @@ class Window:
         self._rows: list[Mapping[str, Any]] = []
 
     def add(self, metrics: Mapping[str, Any]) -> None:
-        """Adds one step's scalars (numbers on the host)."""
+        """Adds one step's scalars (numbers on the host); steps need not have the same names."""
         self._rows.append(metrics)
 
     def means(self) -> dict[str, float]:
-        """Means in float64, in a fixed order; empties the window."""
+        """Means in float64, each over the steps that have the name; empties the window.
+
+        In order of first appearance.
+        """
         rows, self._rows = self._rows, []
-        names = rows[0] if rows else ()
-        return {name: float(np.mean([row[name] for row in rows], dtype=float)) for name in names}
+        values: dict[str, list[Any]] = {}
+        for row in rows:
+            for name, value in row.items():
+                values.setdefault(name, []).append(value)
+        return {name: float(np.mean(column, dtype=float)) for name, column in values.items()}
 
 
 class Progress:

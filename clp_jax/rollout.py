@@ -92,6 +92,31 @@ def generate(
     return Rollout(prompts, samples.tokens, samples.mask, samples.log_probs, prompts)
 
 
+def repetition_rate(completions: jax.Array, mask: jax.Array, ngram: int = 3) -> jax.Array:
+    """How much a completion repeats itself: the share of its n-grams that it had said before.
+
+    rep-n = 1 − |unique n-grams| / |n-grams| of Welleck et al. (2020, "Neural Text Generation with
+    Unlikelihood Training", Sec. 5). It rises where a policy found that a reward likes a phrase.
+
+    Args:
+      completions: tokens, [B, L] int32.
+      mask: [B, L], 1 on each completion's first tokens, 0 behind them.
+      ngram: n, at least 1.
+
+    Returns:
+      [B] float32, range [0, 1); 0 for a completion of fewer than n tokens.
+    """
+    places = max(completions.shape[1] - ngram + 1, 0)
+    same: Any = True  # whether the n-grams that begin at two places are equal, [B, places, places]
+    for offset in range(ngram):
+        tokens = completions[:, offset : offset + places]
+        same &= tokens[:, :, None] == tokens[:, None, :]
+    # The mask has no holes: an n-gram is there if its last token is, and so are those before it.
+    exists = mask[:, ngram - 1 :] > 0
+    repeated = exists & jnp.any(same & jnp.tri(places, k=-1, dtype=bool), axis=2)
+    return jnp.sum(repeated, axis=1) / jnp.maximum(jnp.sum(exists, axis=1), 1)
+
+
 def over_completion_logits(
     function: Callable[[jax.Array, jax.Array], Any],
     module: nn.Module,

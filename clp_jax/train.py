@@ -25,7 +25,7 @@ def main(argv: Sequence[str]) -> None:
     with command_line.errors("clp_jax.train"):
         run, flags = command_line.configured_run("clp_jax.train", __doc__, argv, _add_arguments)
         from clp_jax import training
-        from clp_jax.rewards.base import RewardError
+        from clp_jax.rewards.host import RewardError
 
         training.check(run)
         if flags.dry_run:

@@ -198,6 +198,9 @@ def update(
         "gradient/policy_norm": optax.tree.norm(policy_grads),
         "gradient/value_norm": optax.tree.norm(value_grads),
         "rollout/length": jnp.mean(jnp.sum(rollout.mask, axis=1)),
+        "rollout/repetition": jnp.mean(
+            rollout_lib.repetition_rate(rollout.completions, rollout.mask)
+        ),
         "rollout/ended": jnp.mean(jnp.any(rollout.completions == clp.decoding.eos_id, axis=1)),
     }
 

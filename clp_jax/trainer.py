@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -14,6 +15,7 @@ from clp_jax import weighting as weighting_lib
 from clp_jax.config import CLPModel, Run
 from clp_jax.data.batches import Batch
 from clp_jax.policy import Prompter
+from clp_jax.rewards.base import RewardScores
 from clp_jax.rollout import Rollout
 from clp_jax.train_step import TrainState
 from clp_jax.weighting import Weighting
@@ -39,7 +41,7 @@ class Trainer:
         self._model, self._reference = model, reference
         clp = run.clp
         self.generate = jax.jit(functools.partial(clp_step.generate, clp))
-        self.score = jax.jit(functools.partial(_score, clp, model))
+        self.score = jax.jit(functools.partial(clp_step.score, clp))
         self.update = jax.jit(functools.partial(clp_step.update, clp), donate_argnums=0)
         self._draw = jax.jit(functools.partial(_draw, model))
         self._seed = run.random_seed
@@ -66,10 +68,7 @@ class Trainer:
             prompts = jax.device_put(conditioned)
         rollout = self.generate(state.params, self._reference, prompts, weighting, key)
         rollout = dataclasses.replace(rollout, plain_prompts=plain_prompts)
-        rollout, on_device = self.score(self._reference, rollout)
-        completions = self.decode(rollout.completions)
-        handle = rewards.submit(batch.prompt_texts, completions, batch.columns)
-        scores = rewards.combine(jax.device_get(on_device), handle.result())
+        scores, completions, reward_metrics, rollout = self._score(batch, rollout)
         state, metrics = self.update(
             state, self._reference, rollout, jax.device_put(scores.normalised), weighting, key
         )
@@ -84,9 +83,34 @@ class Trainer:
                 for n, v in zip(rewards.names, scores.raw.mean(0), strict=True)
             },
             **metrics,
+            **_when_largest(rewards.names, weighting, scores, metrics),
             "data/truncated_prompts": batch.truncated.sum() + cut,
-            **{f"timing/reward_seconds/{n}": s for n, s in handle.seconds.items()},
+            **reward_metrics,
         }
+
+    def _score(self, batch: Batch, rollout: Rollout):
+        """Line 6's rewards, and log π_ref beside them.
+
+        The device scores while the host does: the tokens stay where they are, and only the text
+        that the host's rewards read is fetched.
+        """
+        rewards = self._model.rewards
+        on_device = rewards.dispatch(rollout.plain_prompts, rollout.completions, rollout.mask)
+        scored = self.score(self._reference, rollout)
+        completions = self.decode(rollout.completions)
+        generated = time.perf_counter()
+        on_host = rewards.submit(batch.prompt_texts, completions, batch.columns)
+        device_scores = on_device.result(generated)
+        jax.block_until_ready(scored)
+        device_done = time.perf_counter()
+        scores = rewards.combine(device_scores, on_host.result())
+        seconds = {**on_device.seconds, **on_host.seconds}
+        metrics = {
+            **{f"rewards_own/{n}": v for n, v in {**on_device.metrics, **on_host.metrics}.items()},
+            **{f"timing/reward_seconds/{n}": s for n, s in seconds.items()},
+            **{f"timing/reward_hidden/{n}": s for n, s in on_host.hidden(device_done).items()},
+        }
+        return scores, completions, metrics, scored
 
     def decode(self, completions: jax.Array) -> list[str]:
         """Tokens [B, L] -> B texts; waits for the device."""
@@ -142,9 +166,18 @@ def _draw(model: CLPModel, seed: jax.Array, step: jax.Array) -> tuple[jax.Array,
     return key, jax.tree.map(lambda x: x.astype(jnp.float32), weighting)
 
 
-def _score(clp, model: CLPModel, reference: Params, rollout: Rollout):
-    """The reference's log-probabilities and the rewards that run on the device."""
-    on_device = model.rewards.score_on_device(
-        rollout.plain_prompts, rollout.completions, rollout.mask
-    )
-    return clp_step.score(clp, reference, rollout), on_device
+def _when_largest(
+    names: Sequence[str], weighting: Weighting, scores: RewardScores, metrics: Mapping[str, Any]
+) -> dict[str, Any]:
+    """How the policy does where one objective leads: what shows which reward is being hacked."""
+    weights = jax.device_get(weighting.reward_weights)
+    if len(weights) > 1 or len(names) == 1:  # several weightings share the means of this batch
+        return {}
+    lead = int(np.argmax(weights[0]))
+    watched = {
+        "reward": scores.normalised[:, lead].mean(),
+        "kl": metrics["objective/kl"],
+        "length": metrics["rollout/length"],
+        "repetition": metrics["rollout/repetition"],
+    }
+    return {f"when_largest/{names[lead]}/{key}": value for key, value in watched.items()}

@@ -14,9 +14,11 @@ from clp_jax.evaluation import report, sweep
 from clp_jax.metrics_log import MetricsLog, say
 from clp_jax.models import checkpoints
 from clp_jax.policy import CLPPolicy
+from clp_jax.rewards.base import RewardStack
 from clp_jax.run_checkpoints import RunCheckpoints
 from clp_jax.train_step import TrainState
 from clp_jax.trainer import Trainer, prompter
+from clp_jax.watch import KLWatch
 
 Params = Any
 
@@ -32,7 +34,12 @@ def check(run: Run) -> None:
     """
     for config in (run.train_dataset_cfg, run.infer_eval_dataset_cfg):
         tasks.check_task(config.mixture_or_task_name)
-        _check_records(run, config)
+        _check_records(run, config, run.model.rewards)
+        prefix = tasks.prompt_prefix(config.mixture_or_task_name)
+        run.model.rewards.check_policy(prefix, run.max_decode_length)
+        if run.evaluation.rewards is not None:
+            _check_records(run, config, run.evaluation.rewards)
+            run.evaluation.rewards.check_policy(prefix, run.max_decode_length)
     state_shapes(run)
     path = run.model_dir if has_reference(run) else run.checkpoint_cfg.restore.path
     if path:
@@ -44,8 +51,8 @@ def check(run: Run) -> None:
         )
 
 
-def _check_records(run: Run, config: DatasetConfig) -> None:
-    name, rewards = config.mixture_or_task_name, run.model.rewards
+def _check_records(run: Run, config: DatasetConfig, rewards: RewardStack) -> None:
+    name = config.mixture_or_task_name
     source = f"task {name!r}, split {config.split!r}"
     records = tasks.columns(name, config.split)
     if records is None:
@@ -106,6 +113,9 @@ def train(run: Run) -> TrainState:
         log.scalars(step, result.scalars())
 
     try:
+        values = folder / "evaluation" / str(first_step) / report.VALUES
+        if first_step and _evaluates(run, first_step) and not values.is_file():
+            evaluate(state, first_step)  # a reward failed in it
         return loop.train(
             Trainer(run, reference),
             state,
@@ -119,10 +129,16 @@ def train(run: Run) -> TrainState:
             checkpoints=saved,
             evaluate=evaluate,
             eval_period=run.eval_period,
+            watch=None if run.model.kl_warning is None else KLWatch(run.model.kl_warning),
         )
     finally:
         saved.close()
         log.close()
+
+
+def _evaluates(run: Run, step: int) -> bool:
+    """Whether there is an evaluation after this many steps."""
+    return step == run.total_steps or (run.eval_period > 0 and step % run.eval_period == 0)
 
 
 def restore(run: Run, step: int | None = None) -> tuple[TrainState, Params]:

@@ -6,7 +6,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from clp_jax.rewards.base import NamedReward, RewardError, RewardStack
+from clp_jax.rewards.base import NamedReward, RewardStack
+from clp_jax.rewards.host import RewardError
 
 PROMPTS = ["p", "q", "r", "s"]
 COMPLETIONS = ["a", "bb", "ccc", "dddd"]

@@ -1,9 +1,12 @@
+import time
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from clp_jax.rewards.base import Mixture, NamedReward, RewardError, RewardStack
+from clp_jax.rewards.base import Mixture, NamedReward, RewardStack
+from clp_jax.rewards.host import RewardError, Scored
 
 PROMPTS = ["p", "q", "r", "s"]
 COMPLETIONS = ["a", "bb", "ccc", "dddd"]
@@ -23,7 +26,7 @@ class TokenSum:
     on_device = True
     range = (0.0, 100.0)
 
-    def score_tokens(self, prompt_tokens, completion_tokens, completion_mask):
+    def score_tokens(self, params, prompt_tokens, completion_tokens, completion_mask):
         return prompt_tokens[:, 0] + jnp.sum(completion_tokens * completion_mask, axis=1)
 
 
@@ -99,10 +102,11 @@ def test_bad_stacks():
 
 def test_device_scores_under_jit_and_a_transfer_guard():
     stack = RewardStack([NamedReward.of("d", TokenSum()), NamedReward.of("h", length, (0, 10))])
-    score = jax.jit(stack.score_on_device)
+    stack.dispatch(*TOKENS.values()).result()  # compiles
     with jax.transfer_guard("disallow"):
-        device_scores = score(*TOKENS.values())
+        on_device = stack.dispatch(*TOKENS.values())
         host_scores = stack.submit(PROMPTS, COMPLETIONS).result()
+        device_scores = on_device.result()
         scores = stack.combine(device_scores, host_scores)
     assert device_scores["d"].dtype == jnp.float32
     assert scores.raw.tolist() == list(map(list, zip(TOKEN_SUMS, [1, 2, 3, 4], strict=True)))
@@ -120,17 +124,17 @@ def test_device_scores_under_jit_and_a_transfer_guard():
 
 def test_no_device_rewards():
     stack = make(length=length)
-    assert stack.score_on_device(*TOKENS.values()) == {}
+    assert stack.dispatch(*TOKENS.values()).result() == {}
     assert stack.submit([], []).result()["length"].shape == (0,)
     assert stack([], []).normalised.shape == (0, 1)
 
 
 def test_device_scores_of_another_type_become_float32():
     class Integers(TokenSum):
-        def score_tokens(self, prompt_tokens, completion_tokens, completion_mask):
+        def score_tokens(self, params, prompt_tokens, completion_tokens, completion_mask):
             return completion_tokens[:, 0]
 
-    scores = make(i=Integers()).score_on_device(*TOKENS.values())["i"]
+    scores = make(i=Integers()).dispatch(*TOKENS.values()).result()["i"]
     assert scores.dtype == jnp.float32
     assert scores.tolist() == [10, 20, 30, 40]
 
@@ -144,18 +148,66 @@ def test_no_host_rewards():
 
 def test_bad_device_rewards():
     class Wide(TokenSum):
-        def score_tokens(self, prompt_tokens, completion_tokens, completion_mask):
+        def score_tokens(self, params, prompt_tokens, completion_tokens, completion_mask):
             return completion_mask
 
     class Broken(TokenSum):
-        def score_tokens(self, prompt_tokens, completion_tokens, completion_mask):
+        def score_tokens(self, params, prompt_tokens, completion_tokens, completion_mask):
             raise KeyError("head")
 
     with pytest.raises(RewardError, match=r"reward 'w' returned shape \(4, 2\); expected \(4,\)"):
-        jax.jit(make(w=Wide()).score_on_device)(*TOKENS.values())
+        make(w=Wide()).dispatch(*TOKENS.values())
     with pytest.raises(RewardError, match="reward 'b' raised KeyError") as info:
-        make(b=Broken()).score_on_device(*TOKENS.values())
+        make(b=Broken()).dispatch(*TOKENS.values())
     assert isinstance(info.value.__cause__, KeyError)
+
+
+def test_parameters_are_an_argument_of_the_program():
+    class Scaled(TokenSum):
+        params = jnp.float32(1)
+
+        def score_tokens(self, params, *tokens):
+            return params * super().score_tokens(None, *tokens)
+
+    reward = Scaled()
+    stack = make(d=reward)
+    for scale in (1.0, 2.0):
+        reward.params = jnp.float32(scale)
+        scores = stack.dispatch(*TOKENS.values()).result()["d"]
+        np.testing.assert_allclose(scores, scale * np.array(TOKEN_SUMS))
+
+
+def test_rewards_may_have_numbers_of_their_own_logged():
+    class Counting(TokenSum):
+        def score_tokens(self, *arguments):
+            return Scored(super().score_tokens(*arguments), {"small": jnp.int32(3)})
+
+    def counting(prompts, completions):
+        return Scored((c for c in map(len, completions)), {"calls": 7})
+
+    stack = make(d=Counting(), h=counting)
+    on_device, on_host = stack.dispatch(*TOKENS.values()), stack.submit(PROMPTS, COMPLETIONS)
+    scores = stack.combine(on_device.result(), on_host.result())
+    assert scores.raw.T.tolist() == [TOKEN_SUMS, [1, 2, 3, 4]]
+    assert on_device.metrics == {"d/small": 3.0}
+    assert on_host.metrics == {"h/calls": 7.0}
+
+
+def test_seconds_of_each_reward_and_what_the_device_hides():
+    def slow(prompts, completions):
+        time.sleep(0.2)
+        return [0] * 4
+
+    stack = make(d=TokenSum(), slow=slow, fast=length)
+    on_device, on_host = stack.dispatch(*TOKENS.values()), stack.submit(PROMPTS, COMPLETIONS)
+    on_device.result(time.perf_counter() - 5)
+    on_host.result()
+    assert 5 < on_device.seconds["d"] < 6
+    assert on_host.seconds["fast"] < 0.2 <= on_host.seconds["slow"] < 2
+    start, end = on_host.spans["slow"]
+    assert on_host.hidden(start - 1)["slow"] == 0
+    assert on_host.hidden(end + 1) == {"slow": 1, "fast": 1}
+    assert on_host.hidden(start + (end - start) / 4)["slow"] == pytest.approx(0.25)
 
 
 def test_close():

@@ -1,16 +1,22 @@
-"""Scoring of completions: some positions at a time, and with rematerialised layers."""
+"""Scoring of completions, some positions at a time or rematerialised, and their repetition."""
 
 import dataclasses
+import functools
 import types
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from clp_jax import losses
+from clp_jax import losses, subset, train_step
 from clp_jax import rollout as rollout_lib
+from clp_jax.models.sampling import Decoding
 from clp_jax.models.t5 import Transformer
+from clp_jax.weighting import Weighting
 
 COMPLETIONS = jnp.array(
     [[3, 4, 5, 6, 1], [7, 8, 1, 0, 0], [9, 1, 0, 0, 0], [10, 11, 12, 13, 14]], jnp.int32
@@ -104,3 +110,54 @@ def test_rematerialisation_saves_memory(module):
 def test_unknown_policy(module):
     with pytest.raises(ValueError, match="unknown remat_policy 'fulll'"):
         dataclasses.replace(module.config, remat_policy="fulll")
+
+
+def repeated_share(tokens, n):
+    """Welleck et al.'s rep-n, from its definition."""
+    ngrams = [tuple(tokens[i : i + n]) for i in range(len(tokens) - n + 1)]
+    return 1 - len(set(ngrams)) / len(ngrams) if ngrams else 0.0
+
+
+def padded(rows, length, filler):
+    """Rows as [B, length], with `filler` behind them, and their mask."""
+    tokens = np.full((len(rows), length), filler, np.int32)
+    for i, row in enumerate(rows):
+        tokens[i, : len(row)] = row
+    lengths = np.array([[len(row)] for row in rows])
+    return tokens, (np.arange(length) < lengths).astype(np.float32)
+
+
+repetition_rate = jax.jit(rollout_lib.repetition_rate, static_argnames="ngram")
+
+
+@settings(deadline=None, max_examples=50)
+@given(
+    rows=st.lists(st.lists(st.integers(1, 3), max_size=12), min_size=4, max_size=4),
+    ngram=st.integers(1, 4),
+    filler=st.integers(0, 3),
+)
+def test_repetition_is_the_share_of_ngrams_said_before(rows, ngram, filler):
+    tokens, mask = padded(rows, 12, filler)
+    expected = [repeated_share(row, ngram) for row in rows]
+    np.testing.assert_allclose(repetition_rate(tokens, mask, ngram=ngram), expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("length", [1, 2])
+def test_repetition_of_completions_shorter_than_an_ngram(length):
+    rate = repetition_rate(np.ones([2, length], np.int32), np.ones([2, length]))
+    assert rate.tolist() == [0.0, 0.0]
+    assert rate.dtype == np.float32
+
+
+def test_a_step_reports_the_mean_repetition(module, reference, prompts):
+    clp = train_step.CLP(module, Decoding(5), policy_optimizer=optax.sgd(1.0),
+                         value_optimizer=optax.sgd(1.0))  # fmt: skip
+    completions = jnp.array([[7] * 5, [7, 8, 7, 8, 7], [7, 8, 9, 10, 11], [7] * 5], jnp.int32)
+    mask = jnp.ones([4, 5]).at[3, 4].set(0)
+    rollout = rollout_lib.Rollout(prompts, completions, mask, mask, prompts, mask)
+    weighting = Weighting(jnp.array([0.1]), jnp.array([[0.5, 0.5]]))
+    state = train_step.init_train_state(clp, reference, subset.logits(), 2)
+    update = jax.jit(functools.partial(train_step.update, clp))
+    _, metrics = update(state, reference, rollout, jnp.eye(4, 2), weighting, jax.random.key(0))
+    expected = (2 / 3 + 1 / 3 + 0 + 1 / 2) / 4
+    assert metrics["rollout/repetition"] == pytest.approx(expected)

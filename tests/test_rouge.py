@@ -8,7 +8,8 @@ import time
 import pytest
 from rouge_score import rouge_scorer
 
-from clp_jax.rewards.base import NamedReward, RewardError, RewardStack
+from clp_jax.rewards.base import NamedReward, RewardStack
+from clp_jax.rewards.host import RewardError
 from clp_jax.rewards.rouge import RougeLsum
 
 REFERENCES = [

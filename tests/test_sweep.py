@@ -6,9 +6,11 @@ import numpy as np
 import pytest
 import smoke
 
+from clp_jax import training
 from clp_jax import weighting as weighting_lib
 from clp_jax.evaluation import plots, report, sweep
 from clp_jax.evaluation.sweep import SweepResult
+from clp_jax.rewards.registry import make_reward_stack
 from clp_jax.rollout import Rollout
 
 
@@ -23,6 +25,10 @@ def result(values, weights, kl=None, alphas=None, names=("a", "b", "c")):
         normalised=values,
         kl=np.zeros(n) if kl is None else np.asarray(kl),
         length=np.ones(n),
+        repetition=np.linspace(0, 0.5, n),
+        other_names=(),
+        other_raw=np.zeros((n, 0)),
+        other_normalised=np.zeros((n, 0)),
         num_prompts=1,
         truncated_prompts=0,
         samples=("",) * n,
@@ -55,8 +61,8 @@ def test_tau_counts_pairs_in_the_wrong_order():
 class ConstantPolicy:
     """Says "boat" to every prompt; its log-ratio to the reference is 2 − w_1."""
 
-    def __init__(self, vocabulary):
-        self.tokens = [*vocabulary.encode("boat"), vocabulary.eos_id]
+    def __init__(self, vocabulary, text="boat"):
+        self.tokens = [*vocabulary.encode(text), vocabulary.eos_id]
         self.keys = []
 
     def generate(self, weighting, prompts, key):
@@ -87,8 +93,10 @@ def letters(prompts, completions, document):
 @pytest.fixture
 def run(tmp_path):
     run = smoke.configured(
-        tmp_path, "REWARDS=('test_sweep.boats', 'test_sweep.letters')", "EVAL_BATCH_SIZE=8"
-    )
+        tmp_path, "REWARDS=('test_sweep.boats', 'test_sweep.letters')", "EVAL_BATCH_SIZE=8",
+        "EVAL_REWARDS=('entailment', 'test_sweep.letters')",
+        "REWARD_RANGES={'test_sweep.letters': (100, 200)}",
+    )  # fmt: skip
     return dataclasses.replace(
         run, evaluation=dataclasses.replace(run.evaluation, num_examples=None)
     )
@@ -110,6 +118,42 @@ def test_sweep_averages_over_every_prompt(run):
     # The same random numbers at each weighting, other ones in each batch.
     assert len({json.dumps(key) for key in policy.keys}) == 3
     assert policy.keys[:3] == policy.keys[3:6] == policy.keys[6:]
+
+
+def test_rewards_that_were_not_learned_are_reported_beside(run):
+    got = sweep.sweep(ConstantPolicy(run.model.vocabulary), run)
+    assert run.model.rewards.names == ("boats", "letters")
+    assert got.other_names == ("entailment", "letters")
+    np.testing.assert_array_equal(got.other_raw[:, 0], -7)  # "boat" is no summary
+    np.testing.assert_array_equal(got.other_raw[:, 1], got.raw[:, 1])
+    np.testing.assert_allclose(got.other_normalised[:, 1], (got.raw[:, 1] - 100) / 100, rtol=1e-6)
+    row = got.rows()[0]
+    assert row["other letters (raw)"] == row["letters (raw)"]
+    assert got.scalars()["eval/other/letters"] == pytest.approx(row["other letters"])
+    assert "other_raw" in got.to_json()
+    assert training.check(run) is None
+    missing = dataclasses.replace(
+        run.evaluation, rewards=make_reward_stack(("test_sweep.needs_author",))
+    )
+    with pytest.raises(ValueError, match="reward 'needs_author' needs a column"):
+        training.check(dataclasses.replace(run, evaluation=missing))
+
+
+def needs_author(prompts, completions, author):
+    return [0.0 for _ in author]
+
+
+def test_repetition_is_a_column_of_all_that_is_written(run):
+    policy = ConstantPolicy(run.model.vocabulary, "boat " * 6)
+    ngrams = list(zip(policy.tokens, policy.tokens[1:], policy.tokens[2:], strict=False))
+    expected = 1 - len(set(ngrams)) / len(ngrams)
+    assert expected > 0.3
+    got = sweep.sweep(policy, run)
+    np.testing.assert_allclose(got.repetition, [expected] * 3, rtol=1e-6)
+    other = dataclasses.replace(got, repetition=np.array([0.1, 0.2, 0.6]))
+    assert [row["repetition"] for row in other.rows()] == [0.1, 0.2, 0.6]
+    assert other.scalars()["eval/repetition"] == pytest.approx(0.3)
+    assert other.to_json()["repetition"] == [0.1, 0.2, 0.6]
 
 
 @pytest.mark.parametrize("examples", [1, 8, 11])

@@ -8,7 +8,7 @@ from clp_jax import policy as policy_lib
 from clp_jax import supervised, train_step
 from clp_jax.data import tasks
 from clp_jax.data.batches import Batches
-from clp_jax.rewards.base import RewardError
+from clp_jax.rewards.host import RewardError
 from clp_jax.rollout import completion_log_probs
 from clp_jax.trainer import Trainer
 
@@ -19,7 +19,7 @@ class EosReward:
     on_device = True
     range = (0.0, 2.0)
 
-    def score_tokens(self, prompt_tokens, completion_tokens, completion_mask):
+    def score_tokens(self, params, prompt_tokens, completion_tokens, completion_mask):
         return jnp.mean(completion_mask, axis=1)
 
 
@@ -182,5 +182,5 @@ class PromptReward:
 
     on_device = True
 
-    def score_tokens(self, prompt_tokens, completion_tokens, completion_mask):
+    def score_tokens(self, params, prompt_tokens, completion_tokens, completion_mask):
         return jnp.sum(prompt_tokens > 0, axis=1)

@@ -4,14 +4,17 @@ import dataclasses
 import pathlib
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import seqio
+import tensorflow as tf
 from clu.data import dataset_iterator
 
 from clp_jax.config import DatasetConfig
 from clp_jax.data import tasks
+
+T = TypeVar("T")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,7 +38,37 @@ class Batch:
     truncated_references: np.ndarray
 
 
-class Batches(Iterator[Batch]):
+class SavedIterator(Iterator[T]):
+    """An iterator over a `tf.data` data set whose position can be saved and restored exactly.
+
+    Args:
+      dataset: of flat dictionaries of tensors; `_features` gives them as numpy arrays.
+    """
+
+    def __init__(self, dataset: tf.data.Dataset):
+        self._iterator = dataset_iterator.TfDatasetIterator(dataset.prefetch(2), checkpoint=True)
+
+    def _features(self) -> Mapping[str, np.ndarray]:
+        return next(self._iterator)
+
+    def position(self) -> dict[str, np.ndarray]:
+        """Where the iterator stands, as arrays that a checkpoint can hold."""
+        with tempfile.TemporaryDirectory() as folder:
+            self._iterator.save(pathlib.Path(folder, "position"))
+            return {
+                path.name: np.frombuffer(path.read_bytes(), np.uint8)
+                for path in sorted(pathlib.Path(folder).iterdir())
+            }
+
+    def restore(self, position: Mapping[str, np.ndarray]) -> None:
+        """Goes to where `position` was taken; the Task and its settings must be the same."""
+        with tempfile.TemporaryDirectory() as folder:
+            for name, content in position.items():
+                pathlib.Path(folder, name).write_bytes(np.asarray(content, np.uint8).tobytes())
+            self._iterator.restore(pathlib.Path(folder, "position"))
+
+
+class Batches(SavedIterator[Batch]):
     """The batches of one split; the position can be saved and restored exactly.
 
     Args:
@@ -67,10 +100,10 @@ class Batches(Iterator[Batch]):
             num_epochs=None if repeat else 1,
             seed=seed if config.seed is None else config.seed,
         ).batch(config.batch_size, drop_remainder=repeat)
-        self._iterator = dataset_iterator.TfDatasetIterator(dataset.prefetch(2), checkpoint=True)
+        super().__init__(dataset)
 
     def __next__(self) -> Batch:
-        features = next(self._iterator)
+        features = self._features()
         prompts = features["encoder_input_tokens"]
         references = features["decoder_target_tokens"]
         if self._records is None:  # a Task of the user's own: its text is what its tokens say
@@ -93,19 +126,3 @@ class Batches(Iterator[Batch]):
     def _cut(self, tokens: np.ndarray) -> np.ndarray:
         """Which rows lost their end: EOS stands at the end of all others, or padding behind it."""
         return (tokens[:, -1] != 0) & (tokens[:, -1] != self._vocabulary.eos_id)
-
-    def position(self) -> dict[str, np.ndarray]:
-        """Where the iterator stands, as arrays that a checkpoint can hold."""
-        with tempfile.TemporaryDirectory() as folder:
-            self._iterator.save(pathlib.Path(folder, "position"))
-            return {
-                path.name: np.frombuffer(path.read_bytes(), np.uint8)
-                for path in sorted(pathlib.Path(folder).iterdir())
-            }
-
-    def restore(self, position: Mapping[str, np.ndarray]) -> None:
-        """Goes to where `position` was taken; the Task and its settings must be the same."""
-        with tempfile.TemporaryDirectory() as folder:
-            for name, content in position.items():
-                pathlib.Path(folder, name).write_bytes(np.asarray(content, np.uint8).tobytes())
-            self._iterator.restore(pathlib.Path(folder, "position"))

@@ -8,7 +8,7 @@ import functools
 import hashlib
 import json
 import pathlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import seqio
@@ -126,7 +126,7 @@ def jsonl(
         return [r for r in read(train_file) if held_out(r) == (split == "validation")]
 
     def held_out(record: Record) -> bool:
-        return _hash_fraction(record["document"]) < validation_fraction
+        return hash_fraction(record["document"]) < validation_fraction
 
     for split in SPLITS:
         if not records(split):
@@ -186,39 +186,55 @@ def register(
     def with_prompt(split: str) -> Sequence[Record]:
         return [{**r, "prompt": prompt_prefix + r["document"]} for r in records(split)]
 
+    def slices(split: str) -> dict[str, list[Any]]:
+        rows = with_prompt(split)
+        return {
+            "inputs": [row["prompt"] for row in rows],
+            "targets": [row["summary"] for row in rows],
+            "example_id": [[i] for i in range(len(rows))],
+        }
+
+    text = seqio.Feature(vocabulary)
+    add_task(name, slices, {"inputs": text, "targets": text}, ["example_id"])
+    _RECORDS[name] = with_prompt
+    _PROMPT_PREFIXES[name] = prompt_prefix
+    return name
+
+
+def add_task(
+    name: str,
+    slices: Callable[[str], Mapping[str, Sequence[Any]]],
+    text_features: Mapping[str, seqio.Feature],
+    integer_features: Sequence[str],
+) -> None:
+    """Registers a Task over examples held in memory, replacing one of the same name.
+
+    Args:
+      name: of the Task.
+      slices: split -> feature name -> one value an example: a string for a text feature, a list of
+        integers for an integer feature.
+      text_features: name -> feature that is tokenized, and ended with EOS if it says so.
+      integer_features: names of those that pass unchanged, as int32.
+    """
+
     # Tensor slices, because SeqIO cannot checkpoint the position in a Python generator.
     def dataset(split: str, shuffle_files: bool = False, seed: int | None = None):
         del shuffle_files, seed
-        rows = with_prompt(split)
-        return tf.data.Dataset.from_tensor_slices(
-            {
-                "inputs": [row["prompt"] for row in rows],
-                "targets": [row["summary"] for row in rows],
-                "example_id": [[i] for i in range(len(rows))],
-            }
-        )
+        return tf.data.Dataset.from_tensor_slices(dict(slices(split)))
 
+    integer = seqio.Feature(seqio.PassThroughVocabulary(0), add_eos=False, dtype=tf.int32)
     if name in seqio.TaskRegistry.names():
         seqio.TaskRegistry.remove(name)
     seqio.TaskRegistry.add(
         name,
         source=seqio.FunctionDataSource(dataset, splits=SPLITS),
         preprocessors=[seqio.preprocessors.tokenize, seqio.preprocessors.append_eos],
-        output_features={
-            "inputs": seqio.Feature(vocabulary),
-            "targets": seqio.Feature(vocabulary),
-            "example_id": seqio.Feature(
-                seqio.PassThroughVocabulary(0), add_eos=False, dtype=tf.int32
-            ),
-        },
+        output_features={**text_features, **dict.fromkeys(integer_features, integer)},
         metric_fns=[],
     )
-    _RECORDS[name] = with_prompt
-    _PROMPT_PREFIXES[name] = prompt_prefix
-    return name
 
 
-def _hash_fraction(text: str) -> float:
+def hash_fraction(text: str) -> float:
     """A number in [0, 1) that depends on the text alone."""
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") / 2**64
 
@@ -236,15 +252,23 @@ def read_jsonl(path: str, fields: Mapping[str, str]) -> list[Record]:
     Raises:
       ValueError: missing or empty file, malformed line, missing field; with path and line number.
     """
+    return [record for _, record in numbered_records(path, fields)]
+
+
+def numbered_records(path: str, fields: Mapping[str, str]) -> Iterator[tuple[str, Record]]:
+    """Yields ("path:line number", record) for every line of a JSONL file; see `read_jsonl`."""
     file = pathlib.Path(path)
     if not file.is_file():
         raise ValueError(f"{path} is not a file")
+    empty = True
     with file.open("rb") as lines:
-        numbered = enumerate(lines, start=1)
-        records = [parse_line(line, fields, f"{path}:{n}") for n, line in numbered if line.strip()]
-    if not records:
+        for number, line in enumerate(lines, start=1):
+            if line.strip():
+                empty = False
+                where = f"{path}:{number}"
+                yield where, parse_line(line, fields, where)
+    if empty:
         raise ValueError(f"{path} is empty; expected one JSON object with {_named(fields)} a line")
-    return records
 
 
 def parse_line(line: str | bytes, fields: Mapping[str, str], where: str) -> Record:

@@ -7,19 +7,21 @@ from clp_jax.evaluation import plots
 from clp_jax.evaluation.sweep import SweepResult
 from clp_jax.metrics_log import markdown_table, say
 
+VALUES = "values.json"
+
 
 def write(result: SweepResult, folder: pathlib.Path) -> None:
     """Writes values.json and front.png to `folder`, and prints the table."""
     folder.mkdir(parents=True, exist_ok=True)
     plots.front(result, folder / "front.png")
-    partial = folder / ".values.json.partial"
+    partial = folder / f".{VALUES}.partial"
     partial.write_text(json.dumps(result.to_json(), indent=1))
-    partial.rename(folder / "values.json")
+    partial.rename(folder / VALUES)
     say(markdown_table(result.rows()))
     for front in result.fronts():
         where = f"α {front.kl_weights[0]:g}: " if len(result.fronts()) > 1 else ""
         for name, spread in front.ranges.items():
             say(f"{where}{name}: range {spread:.3f}, Kendall tau {front.controllability[name]:.2f}")
-    say(f"over {result.num_prompts} prompts; written to {folder}/values.json and front.png")
+    say(f"over {result.num_prompts} prompts; written to {folder}/{VALUES} and front.png")
     if result.truncated_prompts:
         say(f"{result.truncated_prompts} prompts were longer than the encoder's length: truncated")

@@ -14,8 +14,12 @@ from clp_jax import weighting as weighting_lib
 from clp_jax.config import Run
 from clp_jax.data.batches import Batches
 from clp_jax.policy import SteerablePolicy
+from clp_jax.rewards.base import RewardScores
+from clp_jax.rollout import repetition_rate
 from clp_jax.trainer import decode
 from clp_jax.weighting import Weighting
+
+_repetition_rate = jax.jit(repetition_rate)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,6 +34,10 @@ class SweepResult:
       normalised: mean normalised rewards, [n, m].
       kl: mean sampled KL to the reference, [n], in nats.
       length: mean completion length, [n], in tokens.
+      repetition: mean share of a completion's 3-grams that it had said before, [n], in [0, 1).
+      other_names: of k rewards that the policy did not learn (EVAL_REWARDS).
+      other_raw: their means, [n, k], in their own units.
+      other_normalised: likewise, normalised.
       num_prompts: how many prompts each mean is over.
       truncated_prompts: how many of them were longer than the encoder's length.
       samples: one completion of the first prompt at each weighting, n strings.
@@ -42,6 +50,10 @@ class SweepResult:
     normalised: np.ndarray
     kl: np.ndarray
     length: np.ndarray
+    repetition: np.ndarray
+    other_names: tuple[str, ...]
+    other_raw: np.ndarray
+    other_normalised: np.ndarray
     num_prompts: int
     truncated_prompts: int
     samples: tuple[str, ...]
@@ -94,6 +106,8 @@ class SweepResult:
             "KL": self.kl,
             **{f"V {name}": v for name, v in zip(self.names, self.values.T, strict=True)},
             "length": self.length,
+            "repetition": self.repetition,
+            **self._others(),
         }
         return [
             {name: float(column[i]) for name, column in columns.items()}
@@ -107,6 +121,20 @@ class SweepResult:
             **{f"eval/kendall_tau/{name}": value for name, value in self.controllability.items()},
             "eval/kl": float(self.kl.mean()),
             "eval/length": float(self.length.mean()),
+            "eval/repetition": float(self.repetition.mean()),
+            **{
+                f"eval/other/{name}": float(values.mean())
+                for name, values in zip(self.other_names, self.other_normalised.T, strict=True)
+            },
+        }
+
+    def _others(self) -> dict[str, np.ndarray]:
+        """The rewards that were not learned, normalised, and raw: name -> [n]."""
+        columns = zip(self.other_names, self.other_normalised.T, self.other_raw.T, strict=True)
+        return {
+            key: values
+            for name, normalised, raw in columns
+            for key, values in ((f"other {name}", normalised), (f"other {name} (raw)", raw))
         }
 
     def to_json(self) -> dict[str, Any]:
@@ -193,6 +221,7 @@ def sweep(
     }
     return SweepResult(
         names=run.model.rewards.names,
+        other_names=run.evaluation.rewards.names if run.evaluation.rewards else (),
         kl_weights=np.asarray([kl_weight for kl_weight, _ in weightings]),
         reward_weights=np.asarray([weights for _, weights in weightings]),
         num_prompts=seen,
@@ -206,30 +235,31 @@ class _Totals:
     """What has been seen at one weighting."""
 
     def __init__(self, run: Run):
-        self._model = run.model
+        self._model, self._others = run.model, run.evaluation.rewards
         self._parts: list[Mapping[str, np.ndarray]] = []
         self.sample = ""
 
     def add(self, rollout, batch) -> None:
-        rewards, size = self._model.rewards, len(rollout.completions)
+        size = len(rollout.completions)
         completions = decode(self._model, rollout.completions)
         columns = {name: column[:size] for name, column in batch.columns.items()}
-        scores = rewards(
-            batch.prompt_texts[:size],
-            completions,
-            columns,
-            rollout.plain_prompts,
-            rollout.completions,
-            rollout.mask,
-        )
+        texts = (batch.prompt_texts[:size], completions, columns)
+        tokens = (rollout.plain_prompts, rollout.completions, rollout.mask)
+        scores = self._model.rewards(*texts, *tokens)
+        none = np.zeros((size, 0), np.float32)
+        others = self._others(*texts, *tokens) if self._others else RewardScores(none, none)
         kl = losses.sampled_kl(rollout.log_probs, rollout.reference_log_probs, rollout.mask)
+        repetition = _repetition_rate(rollout.completions, rollout.mask)
         self.sample = self.sample or completions[0]
         self._parts.append(
             {
                 "raw": scores.raw,
                 "normalised": scores.normalised,
+                "other_raw": others.raw,
+                "other_normalised": others.normalised,
                 "kl": np.asarray(kl),
                 "length": rollout.mask.sum(axis=1),
+                "repetition": np.asarray(repetition),
             }
         )
 

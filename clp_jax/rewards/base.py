@@ -14,14 +14,14 @@ names without a default must be in the data.
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol, cast, runtime_checkable
+from typing import Any, NamedTuple, Protocol, cast
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from clp_jax.errors import unknown_name
-from clp_jax.rewards.host import HostReward, HostScores, RewardError, check_scores
+from clp_jax.rewards.device import CompiledReward, DeviceScores
+from clp_jax.rewards.host import HostReward, HostScores, Scored, check_scores
 from clp_jax.rewards.normalisation import Mixture, Range, check_range, normalise
 
 
@@ -30,20 +30,8 @@ class Reward(Protocol):
 
     def __call__(
         self, prompts: Sequence[str], completions: Sequence[str], **columns: Sequence[Any]
-    ) -> Sequence[float]:
+    ) -> Sequence[float] | Scored:
         """One raw score per completion."""
-
-
-@runtime_checkable
-class DeviceReward(Protocol):
-    """A reward computed where the policy runs. Optional attribute: `range`."""
-
-    on_device: bool  # True
-
-    def score_tokens(
-        self, prompt_tokens: jax.Array, completion_tokens: jax.Array, completion_mask: jax.Array
-    ) -> jax.Array:
-        """Raw scores [B] of int32 tokens [B, E] and [B, L], mask [B, L]; traced under jit."""
 
 
 class RewardScores(NamedTuple):
@@ -83,6 +71,7 @@ class RewardStack:
 
     Attributes:
       rewards: the m rewards, in order.
+      components: further rewards, for mixtures.
       columns: names of all the data fields that some reward needs.
     """
 
@@ -95,7 +84,7 @@ class RewardStack:
         """
         if not rewards:
             raise ValueError("no rewards: name at least one")
-        self.rewards = tuple(rewards)
+        self.rewards, self.components = tuple(rewards), tuple(components)
         entries = [*rewards, *components]
         names = [entry.name for entry in entries]
         for name in names:
@@ -114,17 +103,17 @@ class RewardStack:
                 needed.update(entry.reward.weights)
         # Each plain reward is scored once, however many mixtures use it.
         self._plain = {name: entry for name, entry in plain.items() if name in needed}
-        self._device = [entry for entry in self._plain.values() if entry.on_device]
+        self._device = [
+            CompiledReward(entry.name, entry.reward)
+            for entry in self._plain.values()
+            if entry.on_device
+        ]
         self._host = [
             HostReward(entry.name, entry.reward)
             for entry in self._plain.values()
             if not entry.on_device
         ]
-        for entry in self._device:
-            if not isinstance(entry.reward, DeviceReward):
-                raise ValueError(f"reward {entry.name!r} is on_device but has no score_tokens")
         self.columns = tuple(dict.fromkeys(c for reward in self._host for c in reward.columns))
-        self._jitted = jax.jit(self.score_on_device)
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -168,35 +157,40 @@ class RewardStack:
                         + unknown_name("column", column, available, source)
                     )
 
-    def score_on_device(
+    def check_policy(self, prompt_prefix: str, completion_length: int) -> None:
+        """Checks that the rewards that read tokens can read a policy's.
+
+        Args:
+          prompt_prefix: what stands in front of each document in the prompts.
+          completion_length: L, tokens of a completion at most.
+
+        Raises:
+          ValueError: names the reward and what does not fit.
+        """
+        for entry in self._plain.values():
+            if hasattr(entry.reward, "check_policy"):
+                try:
+                    entry.reward.check_policy(prompt_prefix, completion_length)
+                except ValueError as error:
+                    raise ValueError(f"reward {entry.name!r}: {error}") from None
+
+    def dispatch(
         self, prompt_tokens: jax.Array, completion_tokens: jax.Array, completion_mask: jax.Array
-    ) -> dict[str, jax.Array]:
-        """Raw scores of the device rewards, {name: float32 [B]}; {} if there are none.
+    ) -> DeviceScores:
+        """Starts the device rewards and returns at once; nothing happens if there are none.
 
         Args:
           prompt_tokens: int32 [B, E].
           completion_tokens: int32 [B, L].
           completion_mask: [B, L], 1 on the completion's tokens.
 
+        Returns:
+          A handle: `.result()` waits and gives {name: raw scores, float32 [B]}.
+
         Raises:
           RewardError: a reward raised while it was traced (chained), or its shape is not [B].
         """
-        scores = {}
-        count = completion_tokens.shape[0]
-        for entry in self._device:
-            try:
-                score = entry.reward.score_tokens(prompt_tokens, completion_tokens, completion_mask)
-                score = jnp.asarray(score, jnp.float32)
-            except Exception as error:
-                raise RewardError(
-                    f"reward {entry.name!r} raised {type(error).__name__}: {error}"
-                ) from error
-            if score.shape != (count,):
-                raise RewardError(
-                    f"reward {entry.name!r} returned shape {score.shape}; expected ({count},)"
-                )
-            scores[entry.name] = score
-        return scores
+        return DeviceScores(self._device, (prompt_tokens, completion_tokens, completion_mask))
 
     def submit(
         self,
@@ -228,13 +222,12 @@ class RewardStack:
         return HostScores(self._host, prompts, completions, columns)
 
     def combine(
-        self, device_scores: Mapping[str, Any], host_scores: Mapping[str, np.ndarray]
+        self, device_scores: Mapping[str, np.ndarray], host_scores: Mapping[str, np.ndarray]
     ) -> RewardScores:
         """Normalises and mixes the raw scores.
 
         Args:
-          device_scores: what `score_on_device` returned; fetched explicitly, so this runs under
-            `jax.transfer_guard("disallow")`.
+          device_scores: what `dispatch(...).result()` returned.
           host_scores: what `submit(...).result()` returned.
 
         Returns:
@@ -244,7 +237,7 @@ class RewardStack:
           RewardError: a wrong count, NaN or an infinite value.
           ValueError: the scores of a reward are missing.
         """
-        given = {**host_scores, **jax.device_get(dict(device_scores))}
+        given = {**host_scores, **device_scores}
         if missing := sorted(set(self._plain) - set(given)):
             raise ValueError(f"no scores for the rewards {missing}; given: {sorted(given)}")
         first = next(iter(given.values()))
@@ -274,7 +267,7 @@ class RewardStack:
         completion_tokens: jax.Array | None = None,
         completion_mask: jax.Array | None = None,
     ) -> RewardScores:
-        """Scores one batch: `submit`, `score_on_device` meanwhile, `combine`.
+        """Scores one batch: `dispatch` and `submit`, then `combine`.
 
         The tokens may be left out where no reward is on the device.
 
@@ -283,11 +276,11 @@ class RewardStack:
         """
         tokens = (prompt_tokens, completion_tokens, completion_mask)
         if self._device and any(t is None for t in tokens):
-            names = [entry.name for entry in self._device]
+            names = [reward.name for reward in self._device]
             raise ValueError(f"rewards {names} run on the device: give tokens and mask as well")
-        handle = self.submit(prompts, completions, columns)
-        device_scores = self._jitted(*cast(Any, tokens)) if self._device else {}
-        return self.combine(device_scores, handle.result())
+        on_device = self.dispatch(*cast(Any, tokens))
+        on_host = self.submit(prompts, completions, columns)
+        return self.combine(on_device.result(), on_host.result())
 
     def close(self) -> None:
         """Closes every reward that has a `close` method (ROUGE's process pool)."""

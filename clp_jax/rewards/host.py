@@ -4,13 +4,20 @@ import inspect
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 
 class RewardError(RuntimeError):
     """A reward failed, or returned something that is not one finite score per completion."""
+
+
+class Scored(NamedTuple):
+    """What a reward may return in place of its scores, to have numbers of its own logged."""
+
+    scores: Any  # one raw score per completion
+    metrics: Mapping[str, Any]  # name -> number, for the batch
 
 
 def check_scores(name: str, scores: Any, count: int) -> np.ndarray:
@@ -111,8 +118,8 @@ class HostReward:
         prompts: Sequence[str],
         completions: Sequence[str],
         columns: Mapping[str, Sequence[Any]],
-    ) -> np.ndarray:
-        """Checked scores, float32 [B].
+    ) -> Scored:
+        """Checked scores, float32 [B], and the reward's own metrics.
 
         Raises:
           RewardError: the reward raised (chained), or `check_scores` refuses what it returned.
@@ -126,12 +133,13 @@ class HostReward:
         try:
             with self._lock:
                 scores = self._function(list(prompts), list(completions), **taken)
-                scores = _materialised(scores)  # a generator runs, and may raise, here
+                scored = scores if isinstance(scores, Scored) else Scored(scores, {})
+                scores = _materialised(scored.scores)  # a generator runs, and may raise, here
         except BaseException as error:  # in a thread, SystemExit would vanish
             raise RewardError(
                 f"reward {self.name!r} raised {type(error).__name__}: {error}"
             ) from error
-        return check_scores(self.name, scores, len(completions))
+        return Scored(check_scores(self.name, scores, len(completions)), scored.metrics)
 
 
 def _parameters(
@@ -174,7 +182,8 @@ class HostScores:
     The threads are daemons: a reward that never returns does not keep the program from ending.
 
     Attributes:
-      seconds: {name: wall-clock seconds}; filled by the time `result` returns.
+      spans: {name: (start, end) by `time.perf_counter`}; filled by the time `result` returns.
+      metrics: {"name/metric": value} that the rewards gave beside their scores; likewise.
     """
 
     def __init__(
@@ -184,7 +193,8 @@ class HostScores:
         completions: Sequence[str],
         columns: Mapping[str, Sequence[Any]],
     ):
-        self.seconds: dict[str, float] = {}
+        self.spans: dict[str, tuple[float, float]] = {}
+        self.metrics: dict[str, float] = {}
         self._scores: dict[str, np.ndarray] = {}
         self._errors: dict[str, BaseException] = {}
         batch = (prompts, completions, columns)
@@ -200,10 +210,24 @@ class HostScores:
     def _run(self, reward: HostReward, batch: tuple[Any, Any, Any]) -> None:
         start = time.perf_counter()
         try:
-            self._scores[reward.name] = reward(*batch)
+            scored = reward(*batch)
+            self._scores[reward.name] = scored.scores
+            self.metrics |= {f"{reward.name}/{k}": float(v) for k, v in scored.metrics.items()}
         except BaseException as error:
             self._errors[reward.name] = error
-        self.seconds[reward.name] = time.perf_counter() - start
+        self.spans[reward.name] = (start, time.perf_counter())
+
+    @property
+    def seconds(self) -> dict[str, float]:
+        """{name: wall-clock seconds}."""
+        return {name: end - start for name, (start, end) in self.spans.items()}
+
+    def hidden(self, until: float) -> dict[str, float]:
+        """The share of each reward's time before `until`, when the device was done; in [0, 1]."""
+        return {
+            name: min(1.0, max(0.0, until - start) / max(end - start, 1e-9))
+            for name, (start, end) in self.spans.items()
+        }
 
     def result(self) -> dict[str, np.ndarray]:
         """Waits for every reward: {name: raw scores, float32 [B]}, in the stack's order.

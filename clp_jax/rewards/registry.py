@@ -24,7 +24,8 @@ def make_reward_stack(
     mixtures: Mapping[str, Mapping[str, float]] | None = None,
     components: Mapping[str, str | Callable[..., Any]] | None = None,
     source: str = "REWARDS",
-) -> RewardStack:
+    optional: bool = False,
+) -> RewardStack | None:
     """The rewards of a run, from their names.
 
     Args:
@@ -38,6 +39,7 @@ def make_reward_stack(
       components: {name: dotted path or callable}, further rewards under names of your choice;
         one that is called as a built-in reward replaces it.
       source: where the names come from, for messages.
+      optional: whether there may be no names; the result is then None.
 
     Returns:
       The stack. A reward that several mixtures or `names` share is scored once.
@@ -49,6 +51,8 @@ def make_reward_stack(
     """
     if isinstance(names, str) or not isinstance(names, Sequence):
         raise ValueError(f"{source} is {names!r}; expected a tuple, such as ('rouge',)")
+    if not names and optional:
+        return None
     if not names:
         raise ValueError(f"{source} is empty; name at least one reward")
     loader = _Loader(dict(components or {}), mixtures or {}, source)

@@ -1,0 +1,45 @@
+"""Fit a reward model: natural language inference, or preferences between summaries.
+
+  python -m clp_jax.fit_reward --gin_file=gin/rewards/nli.gin --gin_file=gin/rewards/briefs_nli.gin
+
+Writes the reward model to NLI_MODEL_DIR (TLDR_MODEL_DIR for preferences), where a CLP run finds it,
+and what it is worth on held-out examples. A fit that was killed goes on when the same command is
+given again.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+
+def _add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--dry_run",
+        action="store_true",
+        help="print the resolved run, write nothing, and exit",
+    )
+
+
+def main(argv: Sequence[str]) -> None:
+    """The command."""
+    from clp_jax import command_line
+
+    with command_line.errors("clp_jax.fit_reward"):
+        from clp_jax.rewards.fit_config import FitRun
+
+        run, flags = command_line.configured_run(
+            "clp_jax.fit_reward", __doc__, argv, _add_arguments, FitRun, "gin/rewards/nli.gin"
+        )
+        from clp_jax.metrics_log import say
+        from clp_jax.rewards import fitting
+
+        fitting.check(run)
+        if flags.dry_run:
+            say(fitting.describe(run))
+            return
+        command_line.claim_model_dir(run.model_dir, ("NLI_MODEL_DIR", "TLDR_MODEL_DIR"))
+    fitting.fit(run)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
