@@ -252,7 +252,6 @@ def test_without_gin_files(capfd):
 
 
 def test_published_sizes_and_objectives(tmp_path):
-    files = [["gin/rewards/nli.gin"], ["gin/rewards/preference.gin"]]
     path = jsonl(tmp_path / "rows.jsonl", [
         {"post": f"p {i}", "better": "a", "worse": "b", "premise": f"p {i}", "hypothesis": "h",
          "label": i % 3} for i in range(50)
@@ -264,8 +263,8 @@ def test_published_sizes_and_objectives(tmp_path):
         [f"--gin.TLDR_TRAIN_FILE={path!r}"],
     ]
     runs = []
-    for gin_files, task in zip(files, tasks, strict=True):
-        arguments = [f"--gin_file={file}" for file in gin_files] + common + task
+    for file, task in zip((NLI[0], PREFERENCE[0]), tasks, strict=True):
+        arguments = [f"--gin_file={file}", *common, *task]
         runs.append(command_line.configured_run("test", None, arguments, None, FitRun)[0])
     for run in runs:
         assert (run.max_length, run.summary_length) == (512, 128)
@@ -307,19 +306,14 @@ def comparable(run):
 
 def test_and_a_clp_run_does_not_change_them(tmp_path):
     alone = configured(tmp_path, files=NLI)
-    behind = configured_behind_clp(tmp_path)
+    arguments = [f"--gin_file={smoke.ROOT / file}" for file in smoke.FILES]
+    arguments += [f"--gin.MODEL_DIR={str(tmp_path)!r}", "--gin.t5.T5Config.remat_policy='full'"]
+    arguments += flags(tmp_path, files=NLI)
+    behind = command_line.configured_run("test", None, arguments, None, FitRun)[0]
     assert behind.module == alone.module
     assert behind.objective == alone.objective
     assert behind.model.template == alone.model.template
     assert behind.total_steps == alone.total_steps
-
-
-def configured_behind_clp(tmp_path):
-    arguments = [f"--gin_file={smoke.ROOT / file}" for file in smoke.FILES]
-    arguments += [f"--gin.MODEL_DIR={str(tmp_path)!r}", "--gin.t5.T5Config.remat_policy='full'"]
-    return command_line.configured_run(
-        "test", None, arguments + flags(tmp_path, files=NLI), None, FitRun
-    )[0]
 
 
 def macros(path):
