@@ -21,8 +21,7 @@ BY_CI = {"pip install -e .", "pip install -e '.[test]'", "pytest", "pytest -m sl
          "ruff check", "ruff format --check", "mypy"}  # fmt: skip
 
 
-# Put behind long commands, by a part of them: that they run is tested here, what comes of a whole fit
-# in test_fit.py.
+# Put behind long commands, by a part of them: here they only have to run.
 SHORTER = {
     "clp_jax.fit_reward": "--gin.FIT_STEPS=20 --gin.FIT_BATCH_SIZE=8",
     "'runs/learned'": "--gin.SFT_STEPS=20 --gin.TRAIN_STEPS=4 --gin.EVAL_EXAMPLES=16",

@@ -92,6 +92,7 @@ def test_a_finished_fit_writes_its_model_again(fitted, capfd):
     assert f"--gin.REWARD_RANGES=\"{{'nli': ({low:g}, {high:g})}}\"" in error
 
 
+@pytest.mark.slow
 def test_a_preference_fit_that_stops_and_goes_on_is_one_that_did_not(tmp_path, capfd):
     # A constant learning rate: that of the briefs files depends on FIT_STEPS.
     constant = ["FIT_OPTIMIZER=@reward_model/optimizers.adafactor()", "FIT_DROPOUT_RATE=0.1"]

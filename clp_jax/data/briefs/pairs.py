@@ -130,12 +130,12 @@ def draw_summary(
       A text, well-formed (`language.parse_summary`) unless its kind is "malformed".
     """
     (kind,) = rng.choices(tuple(KINDS), tuple(KINDS.values()))
-    core, details = brief.facts.core, _stated_details(brief.facts, detail_counts, rng)
+    core, details = brief.facts.core, stated_details(brief.facts, detail_counts, rng)
     if kind == "other_core":
         core = _other_core(core, rng)
     if kind == "other_detail":
         for _ in range(1 if rng.random() < 0.7 else 2):
-            details |= _other_detail(brief, rng)
+            details |= other_detail(brief, rng)
     text = summary_text(Claims(core, details))
     return _malformed(text, rng) if kind == "malformed" else text
 
@@ -154,7 +154,7 @@ def _quality(facts: Facts, summary: str) -> float:
     return quality_score(facts, parse_summary(summary))
 
 
-def _stated_details(
+def stated_details(
     facts: Facts, detail_counts: Mapping[int, float], rng: random.Random
 ) -> dict[str, str]:
     """Slot name -> a claim that the document states, for some of the slots that it reports."""
@@ -171,7 +171,7 @@ def _stated_details(
     return details
 
 
-def _other_detail(brief: corpus.Brief, rng: random.Random) -> dict[str, str]:
+def other_detail(brief: corpus.Brief, rng: random.Random) -> dict[str, str]:
     """{slot name: a claim that is neither the stated value nor its hypernym}, of a random slot."""
     slot = _choose(SLOTS, rng)
     statement = brief.facts.statements.get(slot.name)
