@@ -153,6 +153,7 @@ def fails_at_a_call(prompts, completions):
 fails_at_a_call.range = (0, 100)
 
 
+@pytest.mark.slow
 def test_a_run_whose_reward_fails_goes_on_bit_for_bit(tmp_path, capfd, monkeypatch):
     global _calls
     bindings = (

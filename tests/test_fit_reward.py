@@ -240,7 +240,7 @@ def test_refuses(tmp_path, capfd, files, binding, message):
 
 def test_another_fit_in_the_same_place(fitted, capfd):
     error = refused(capfd, flags(fitted, "FIT_LEARNING_RATE=0.5"))
-    assert "FIT_LEARNING_RATE: 0.003 -> 0.5" in error
+    assert "FIT_LEARNING_RATE: 0.02 -> 0.5" in error
 
 
 def test_without_gin_files(capfd):
