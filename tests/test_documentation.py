@@ -24,6 +24,10 @@ BY_CI = {"pip install -e .", "pip install -e '.[test]'", "pytest", "pytest -m sl
 # Put behind long commands, by a part of them: here they only have to run.
 SHORTER = {
     "clp_jax.fit_reward": "--gin.FIT_STEPS=20 --gin.FIT_BATCH_SIZE=8",
+    "briefs_nli.gin": "--gin.pairs.briefs_nli.train_size=200"
+    " --gin.pairs.briefs_nli.validation_size=20",
+    "briefs_preference.gin": "--gin.pairs.briefs_preferences.train_size=200"
+    " --gin.pairs.briefs_preferences.validation_size=20",
     "'runs/learned'": "--gin.SFT_STEPS=20 --gin.TRAIN_STEPS=4 --gin.EVAL_EXAMPLES=16",
 }
 
