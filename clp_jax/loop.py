@@ -85,14 +85,7 @@ def train(
         paused = time.monotonic()
         # Before the checkpoint, so that a run that is killed in between evaluates again.
         if evaluate is not None and (last or (eval_period and done % eval_period == 0)):
-            try:
-                evaluate(state, done)
-            except RewardError as error:
-                saved.save(state, done)
-                raise RewardError(
-                    f"{error}\nthe evaluation of step {done} failed; the checkpoint of that step "
-                    "was saved, and the same command evaluates it again and goes on"
-                ) from error.__cause__
+            saved.save_if_fails(evaluate, state, done)
         if saves:
             saved.save(state, done)
         reports.progress.pause(time.monotonic() - paused)
@@ -149,6 +142,17 @@ class _Saved:
     def save(self, state: Any, done: int) -> None:
         self._checkpoints.save(done, state, self._batches)
         self._step, self._position = done, self._batches.position()
+
+    def save_if_fails(self, evaluate: Callable[[Any, int], None], state: Any, done: int) -> None:
+        """Evaluates; saves the state first where a reward fails, and raises its RewardError."""
+        try:
+            evaluate(state, done)
+        except RewardError as error:
+            self.save(state, done)
+            raise RewardError(
+                f"{error}\nthe evaluation of step {done} failed; the checkpoint of that step was "
+                "saved, and the same command evaluates it again and goes on"
+            ) from error.__cause__
 
     def rescue(self, state: Any, done: int) -> str:
         """Saves `state` of `done` steps when the next one failed, having drawn its batch.

@@ -197,11 +197,17 @@ def update(
         "loss/value": value_loss,
         "gradient/policy_norm": optax.tree.norm(policy_grads),
         "gradient/value_norm": optax.tree.norm(value_grads),
-        "rollout/length": jnp.mean(jnp.sum(rollout.mask, axis=1)),
-        "rollout/repetition": jnp.mean(
-            rollout_lib.repetition_rate(rollout.completions, rollout.mask)
-        ),
-        "rollout/ended": jnp.mean(jnp.any(rollout.completions == clp.decoding.eos_id, axis=1)),
+        **_rollout_metrics(clp, rollout),
+    }
+
+
+def _rollout_metrics(clp: CLP, rollout: Rollout) -> Metrics:
+    """Means over the batch of what shows a policy that degenerates."""
+    tokens, mask = rollout.completions, rollout.mask
+    return {
+        "rollout/length": jnp.mean(jnp.sum(mask, axis=1)),
+        "rollout/repetition": jnp.mean(rollout_lib.repetition_rate(tokens, mask)),
+        "rollout/ended": jnp.mean(jnp.any(tokens == clp.decoding.eos_id, axis=1)),
     }
 
 

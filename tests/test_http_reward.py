@@ -249,4 +249,5 @@ from clp_jax.rewards.http import HTTPReward
 HTTPReward("http://localhost:8000/score")
 assert not {"requests", "urllib3"} & set(sys.modules)
 """
-    subprocess.run([sys.executable, "-c", code], check=True)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

@@ -57,6 +57,14 @@ def test_device_and_host_rewards_meet_in_one_step(tmp_path):
     weights = trainer.samples()[0]["reward_weights"]
     expected = sum(weights[name] * metrics[f"rewards/{name}"] for name in weights)
     assert metrics["objective/scalarized"] == pytest.approx(expected, rel=1e-3)  # w is rounded
+    lead = max(weights, key=weights.get)
+    leading = {k: v for k, v in metrics.items() if k.startswith("when_largest/")}
+    assert leading == {
+        f"when_largest/{lead}/reward": metrics[f"rewards/{lead}"],
+        f"when_largest/{lead}/kl": metrics["objective/kl"],
+        f"when_largest/{lead}/length": metrics["rollout/length"],
+        f"when_largest/{lead}/repetition": metrics["rollout/repetition"],
+    }
     counts = [len(row["completion"].split()) for row in trainer.samples()]
     assert [row["rewards"]["words"] for row in trainer.samples()] == counts
     for compiled in (trainer.generate, trainer.score, trainer.update):

@@ -6,7 +6,7 @@ batches.
 """
 
 import functools
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import seqio
@@ -180,17 +180,13 @@ def briefs_nli(
     Raises:
       ValueError: a size below 1.
     """
+
+    def pair(row: Record, where: str) -> Pair:
+        return _nli_pair(row, row["label"], briefs.LABELS, where)
+
     sizes = _checked_sizes(name, train_size, validation_size)
-
-    @functools.cache
-    def pairs(split: str) -> Sequence[Pair]:
-        rows = briefs.nli(split, sizes[split], seed, hard)
-        return [
-            _nli_pair(row, row["label"], briefs.LABELS, f"{name} {split} example {i}")
-            for i, row in enumerate(rows)
-        ]
-
-    return register(name, pairs, vocabulary, briefs.LABELS)
+    generate = functools.partial(briefs.nli, seed=seed, hard=hard)
+    return register(name, _generated(name, generate, sizes, pair), vocabulary, briefs.LABELS)
 
 
 def briefs_preferences(
@@ -206,14 +202,24 @@ def briefs_preferences(
       ValueError: a size below 1.
     """
     sizes = _checked_sizes(name, train_size, validation_size)
+    generate = functools.partial(briefs.preferences, seed=seed, hard=hard)
+    return register(name, _generated(name, generate, sizes, _preference_pair), vocabulary)
+
+
+def _generated(
+    name: str,
+    generate: Callable[[str, int], Sequence[Record]],
+    sizes: Mapping[str, int],
+    pair: Callable[[Record, str], Pair],
+) -> Callable[[str], Sequence[Pair]]:
+    """Split -> its generated examples, made when they are first asked for."""
 
     @functools.cache
     def pairs(split: str) -> Sequence[Pair]:
-        rows = briefs.preferences(split, sizes[split], seed, hard)
-        places = (f"{name} {split} example {i}" for i in range(len(rows)))
-        return list(map(_preference_pair, rows, places))
+        rows = generate(split, sizes[split])
+        return [pair(row, f"{name} {split} example {i}") for i, row in enumerate(rows)]
 
-    return register(name, pairs, vocabulary)
+    return pairs
 
 
 def _nli_pair(row: Record, label: Any, labels: Sequence[str], where: str) -> Pair:
