@@ -15,8 +15,9 @@ class Ours:
         import jax
 
         from clp_jax.models import sampling
+        from clp_jax.models.decoding import Decoding
 
-        self._decoding = sampling.Decoding
+        self._decoding = Decoding
         module, self._params = _load_jax(settings)
         self._prompts = jax.device_put(common.make_prompts(settings))
 

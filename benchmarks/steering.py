@@ -39,7 +39,8 @@ def make_turns(settings: Mapping[str, Any]) -> dict[str, Callable[[], float]]:
     import jax
 
     from clp_jax import conditioning, subset, train_step
-    from clp_jax.models.sampling import Decoding, sample
+    from clp_jax.models.decoding import Decoding
+    from clp_jax.models.sampling import sample
     from clp_jax.policy import CLPPolicy
     from clp_jax.weighting import Weighting
 

@@ -52,7 +52,7 @@ class Stepper:
         import jax.numpy as jnp
 
         from clp_jax import subset, train_step
-        from clp_jax.models.sampling import Decoding
+        from clp_jax.models.decoding import Decoding
         from clp_jax.weighting import Weighting
 
         subset_name, self._num_objectives, _ = _VARIANTS[settings["variant"]]

@@ -123,8 +123,20 @@ def claim_model_dir(model_dir: str, may_change: Collection[str] = ()) -> None:
         partial.rename(folder / file_name)
 
 
-def with_evaluation(run, grid_points: int | None, num_examples: int | None):
+def with_evaluation(
+    run, grid_points: int | None, num_examples: int | None, mixing: str | None = None
+):
     """`run` with the evaluation settings that a command line overrides."""
-    changes = {"grid_points": grid_points, "num_examples": num_examples}
+    changes = {"grid_points": grid_points, "num_examples": num_examples, "mixing": mixing}
     given = {name: value for name, value in changes.items() if value is not None}
     return dataclasses.replace(run, evaluation=dataclasses.replace(run.evaluation, **given))
+
+
+def add_mixing_argument(parser: argparse.ArgumentParser) -> None:
+    """Adds --mixing, of the commands that generate with a trained policy."""
+    parser.add_argument(
+        "--mixing",
+        choices=("parameters", "logits"),
+        help="what is mixed at a weighting: parameters, or logits (of a soup's experts, or of the "
+        "policy at α_min and the reference); default: EVAL_MIXING of the run",
+    )

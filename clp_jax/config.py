@@ -13,12 +13,15 @@ import flax.linen as nn
 import optax
 
 from clp_jax import weighting as weighting_lib
-from clp_jax.models.sampling import Decoding
+from clp_jax.errors import unknown_name
+from clp_jax.models.decoding import Decoding
 from clp_jax.optimizers import adafactor
 from clp_jax.rewards.base import RewardStack
-from clp_jax.subset import Subset
+from clp_jax.subset import Subset, full
 from clp_jax.train_step import CLP
 from clp_jax.weighting import KLMix, Sampler
+
+MIXINGS = ("parameters", "logits")
 
 
 def check_whole_number(name: str, value: Any, least: int) -> None:
@@ -131,18 +134,25 @@ class EvaluationConfig:
     """Evaluation over a grid of weightings.
 
     Attributes:
-      grid_points: weightings on each edge of the simplex; 11 gives steps of 0.1.
+      grid_points: weightings on each edge of the simplex; 11 gives steps of 0.1. None for 11 of two
+        rewards, 13 of three (`clp_jax.evaluation.grids`).
       num_examples: use only the first this many examples; None for all.
       rewards: further rewards, which the policy does not learn, reported beside those it does; None
         for none.
+      mixing: what is mixed at a weighting. "parameters" (Eq. 3), or "logits": of the experts of a
+        soup, or of the policy at α_min and the reference (`clp_jax.baselines.logit_mixing`).
     """
 
-    grid_points: int = 11
+    grid_points: int | None = None
     num_examples: int | None = None
     rewards: RewardStack | None = None
+    mixing: str = "parameters"
 
     def __post_init__(self):
-        check_whole_number("grid_points", self.grid_points, 2)
+        if self.grid_points is not None:
+            check_whole_number("grid_points", self.grid_points, 2)
+        if self.mixing not in MIXINGS:
+            raise ValueError(unknown_name("mixing", self.mixing, MIXINGS, "EVAL_MIXING"))
         if self.num_examples is not None:
             check_whole_number("num_examples", self.num_examples, 1)
 
@@ -169,6 +179,8 @@ class CLPModel:
       top_p: sample among the likeliest tokens that make up this probability; range (0, 1].
       exact_kl: see `clp_jax.train_step.CLP`.
       dropout: see `clp_jax.train_step.CLP`.
+      rewarded_soup: train one policy for each reward, T/m steps each, and mix their parameters at
+        inference: Rewarded Soups (Ramé et al. 2023). S is everything, α is fixed.
       kl_warning: a mean KL to the reference, in nats, above which a run warns (`clp_jax.watch`);
         range (0, inf); None for no warnings.
     """
@@ -194,6 +206,7 @@ class CLPModel:
     top_p: float = 1.0
     exact_kl: bool = False
     dropout: bool = False
+    rewarded_soup: bool = False
     kl_warning: float | None = None
 
     def __post_init__(self):
@@ -213,6 +226,8 @@ class CLPModel:
                 f"TEMPERATURE={self.temperature} must be positive: greedy completions give "
                 "REINFORCE nothing to learn from"
             )
+        if self.rewarded_soup:
+            self._check_soup()
         if self.kl_warning is not None:
             _check_positive("KL_WARNING", self.kl_warning, "nats, or None for no warnings")
         if self.vocabulary.vocab_size > self.module.config.vocab_size:
@@ -220,6 +235,18 @@ class CLPModel:
                 f"the vocabulary has {self.vocabulary.vocab_size} pieces, the model's "
                 f"vocab_size={self.module.config.vocab_size} has fewer"
             )
+
+    def _check_soup(self) -> None:
+        """Raises ValueError for what Rewarded Soups cannot be combined with."""
+        fixed = isinstance(self.kl_weight_sampler, weighting_lib.FixedKLWeight)
+        for wrong, setting, valid in (
+            (self.subset != full(), "SUBSET", "@subset.full(): whole policies are mixed"),
+            (self.condition_prompt, "CONDITION_PROMPT", "False: each expert has one weighting"),
+            (not fixed, "KL_WEIGHT_SAMPLER", "@weighting.FixedKLWeight()"),
+            (self.num_objectives < 2, "REWARDS", "two or more"),
+        ):
+            if wrong:
+                raise ValueError(f"with REWARDED_SOUP=True, {setting} must be {valid}")
 
     @property
     def num_objectives(self) -> int:

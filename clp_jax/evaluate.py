@@ -1,4 +1,4 @@
-"""Evaluate a trained policy over a grid of weightings: values.json, front.png and a table.
+"""Evaluate a trained policy over a grid of weightings: values, completions, a plot and a table.
 
 python -m clp_jax.evaluate --model_dir=runs/briefs
 """
@@ -16,21 +16,23 @@ def main(argv: Sequence[str]) -> None:
     flags = _parser().parse_args(argv)
     with command_line.errors("clp_jax.evaluate"):
         run = command_line.saved_run(flags.model_dir)
-        run = command_line.with_evaluation(run, flags.grid_points, flags.num_examples)
+        run = command_line.with_evaluation(run, flags.grid_points, flags.num_examples, flags.mixing)
         from clp_jax import training
-        from clp_jax.evaluation import report, sweep
+        from clp_jax.evaluation import grids, report, sweep
 
-        policy, step = training.restore_policy(run, flags.step)
-        weightings = sweep.grid(run, flags.kl_weight)
-    result = sweep.sweep(policy, run, weightings)
+        policy, step = training.restore_policy(run, flags.step, flags.mixing)
+        weightings = grids.grid(run, flags.kl_weight)
     # The training run's own evaluation is kept when another one is asked for.
-    other = any((flags.grid_points, flags.num_examples, flags.kl_weight))
-    name = f"{step}-custom" if other else str(step)
-    output = flags.output or str(pathlib.Path(flags.model_dir, "evaluation", name))
-    report.write(result, pathlib.Path(output))
+    custom = any((flags.grid_points, flags.num_examples, flags.kl_weight))
+    name = "-".join(filter(None, (str(step), flags.mixing, "custom" if custom else None)))
+    folder = pathlib.Path(flags.output or pathlib.Path(flags.model_dir, "evaluation", name))
+    what = f"step {step}, {flags.mixing or run.evaluation.mixing}"
+    report.write(sweep.sweep(policy, run, weightings, folder, what), folder)
 
 
 def _parser() -> argparse.ArgumentParser:
+    from clp_jax import command_line
+
     parser = argparse.ArgumentParser(
         prog="python -m clp_jax.evaluate",
         description=__doc__,
@@ -43,6 +45,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--kl_weight", type=float, action="append", help="α in [α_min, 1]; repeatable"
     )
+    command_line.add_mixing_argument(parser)
     parser.add_argument("--output", help="folder; default: in MODEL_DIR/evaluation")
     return parser
 

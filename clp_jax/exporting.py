@@ -61,25 +61,26 @@ class Export:
         """
         if weighting is None:
             _check_part(part, run.model.num_objectives)
-        state, reference = training.restore(run, step)
-        names, at = run.model.rewards.names, f"step {int(state.step)}"
+        params, reference, step = training.restore_params(run, step)
+        names, at = run.model.rewards.names, f"step {step}"
         if weighting is not None:
-            params = conditioning.condition(state.params, reference, weighting, run.model.kl_mix)
+            mixed = conditioning.condition(params, reference, weighting, run.model.kl_mix)
             weights = ", ".join(
                 f"{name} {float(weight):g}"
                 for name, weight in zip(names, weighting.reward_weights, strict=True)
             )
             title = f"the policy at {weights}, KL weight {float(weighting.kl_weight):g}, {at}"
-            return cls(run, int(state.step), params, title, weighting)
+            return cls(run, step, mixed, title, weighting)
         name, _, index = str(part).partition(":")
         if name == "expert":
-            params = conditioning.expert(state.params, int(index))
+            part_params = conditioning.expert(params, int(index))
             title = f"expert {index} ({names[int(index)]}), not mixed with the reference, {at}"
         elif name == "value":
-            params, title = state.value_params, f"the value network, {at}"
+            part_params = training.restore_value_params(run, step)
+            title = f"the value network, {at}"
         else:
-            params, title = reference, "the reference policy"
-        return cls(run, int(state.step), params, title, generates=name != "value")
+            part_params, title = reference, "the reference policy"
+        return cls(run, step, part_params, title, generates=name != "value")
 
     def write(
         self, output: str, file_format: str = "hf", dtype: str = "float32", overwrite: bool = False

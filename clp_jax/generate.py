@@ -22,7 +22,9 @@ def main(argv: Sequence[str]) -> None:
         from clp_jax import generation
 
         weighting = generation.weighting(run, flags.reward_weights, flags.kl_weight)
-        generator = generation.Generator(run, weighting, flags.temperature, flags.seed, flags.step)
+        generator = generation.Generator(
+            run, weighting, flags.temperature, flags.seed, flags.step, flags.mixing
+        )
         records = list(_records(flags.input, flags.document_field))
         if not records:
             raise ValueError(f"--input={flags.input} is empty")
@@ -53,6 +55,8 @@ def _parsed(lines: Iterable[str], field: str) -> Iterator[Mapping[str, str]]:
 
 
 def _parser() -> argparse.ArgumentParser:
+    from clp_jax import command_line
+
     parser = argparse.ArgumentParser(
         prog="python -m clp_jax.generate",
         description=__doc__,
@@ -78,6 +82,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--seed", type=int, default=0, help="of sampling; default: %(default)s")
     parser.add_argument("--batch_size", type=int, default=32, help="default: %(default)s")
     parser.add_argument("--step", type=int, help="checkpoint; default: the latest")
+    command_line.add_mixing_argument(parser)
     return parser
 
 

@@ -1,6 +1,5 @@
 """Completions of a trained policy at one weighting, for text."""
 
-import dataclasses
 from collections.abc import Iterator, Sequence
 
 import jax
@@ -11,8 +10,7 @@ from clp_jax import weighting as weighting_lib
 from clp_jax.config import Run
 from clp_jax.data import tasks
 from clp_jax.metrics_log import say
-from clp_jax.policy import CLPPolicy
-from clp_jax.trainer import decode, prompter
+from clp_jax.trainer import decode
 from clp_jax.weighting import Weighting
 
 
@@ -49,18 +47,14 @@ class Generator:
       temperature: 0 for greedy.
       seed: of sampling.
       step: which checkpoint; None for the latest.
+      mixing: "parameters" or "logits"; None for what the run's evaluation says.
     """
 
     def __init__(
         self, run: Run, weighting: Weighting, temperature: float = 0.0, seed: int = 0,
-        step: int | None = None,
+        step: int | None = None, mixing: str | None = None,
     ):  # fmt: skip
-        clp = run.clp
-        clp = dataclasses.replace(
-            clp, decoding=dataclasses.replace(clp.decoding, temperature=temperature)
-        )
-        state, reference = training.restore(run, step)
-        self._policy = CLPPolicy(clp, state.params, reference, prompter(run.model))
+        self._policy, _ = training.restore_policy(run, step, mixing, temperature)
         self._run, self._weighting, self._seed = run, weighting, seed
 
     @property

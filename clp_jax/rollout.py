@@ -9,7 +9,8 @@ import jax
 import jax.numpy as jnp
 
 from clp_jax import losses
-from clp_jax.models.sampling import Decoding, sample
+from clp_jax.models.decoding import Decoding
+from clp_jax.models.sampling import sample
 from clp_jax.weighting import Weighting
 
 Params = Any

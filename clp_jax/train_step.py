@@ -18,7 +18,7 @@ import optax
 from clp_jax import losses
 from clp_jax import rollout as rollout_lib
 from clp_jax.conditioning import CLPParams, condition, init_clp_params
-from clp_jax.models.sampling import Decoding
+from clp_jax.models.decoding import Decoding
 from clp_jax.models.value import predict_values
 from clp_jax.optimizers import adafactor, per_objective
 from clp_jax.rollout import Rollout

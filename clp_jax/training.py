@@ -1,5 +1,6 @@
 """A CLP training run from its configuration to its last checkpoint."""
 
+import dataclasses
 import pathlib
 from typing import Any
 
@@ -7,6 +8,9 @@ import jax
 
 from clp_jax import conditioning, describe, loop, supervised
 from clp_jax import train_step as clp_step
+from clp_jax.baselines.logit_mixing import LogitMixingPolicy
+from clp_jax.baselines.rewarded_soup import expert_runs, soup
+from clp_jax.conditioning import CLPParams, expert
 from clp_jax.config import DatasetConfig, Run
 from clp_jax.data import tasks
 from clp_jax.data.batches import Batches
@@ -71,10 +75,11 @@ def _check_records(run: Run, config: DatasetConfig, rewards: RewardStack) -> Non
 
 def check_checkpoint(run: Run) -> None:
     """Raises ValueError if MODEL_DIR holds a checkpoint of another m, S or model size."""
-    saved = RunCheckpoints(_folder(run))
-    if saved.latest_step() is not None:
-        saved.check(state_shapes(run))
-    saved.close()
+    for each in expert_runs(run) if run.model.rewarded_soup else [run]:
+        saved = RunCheckpoints(_folder(each))
+        if saved.latest_step() is not None:
+            saved.check(state_shapes(each))
+        saved.close()
 
 
 def dry_run(run: Run) -> None:
@@ -83,15 +88,29 @@ def dry_run(run: Run) -> None:
     print(describe.shapes(state_shapes(run)))
 
 
-def train(run: Run) -> TrainState:
+def train(run: Run) -> None:
     """Trains to `run.total_steps`, from MODEL_DIR's last checkpoint if there is one.
 
-    Returns:
-      The last state; MODEL_DIR holds its checkpoint, logs, and an evaluation.
+    MODEL_DIR then holds its checkpoints, logs, and an evaluation. Rewarded Soups train m policies
+    in MODEL_DIR/experts, one after the other.
     """
     say(describe.resolved_run(run, state_shapes(run)))
-    folder = pathlib.Path(run.model_dir)
     reference = load_reference(run)
+    if not run.model.rewarded_soup:
+        _train(run, reference, evaluate=True)
+        return
+    for expert_run, name in zip(expert_runs(run), run.model.rewards.names, strict=True):
+        say(f"expert of {name}: {expert_run.total_steps} of {run.total_steps} steps")
+        _train(expert_run, reference, evaluate=False)
+    folder = _evaluation_folder(run, run.total_steps)
+    if not (folder / report.VALUES).is_file():
+        policy, step = restore_policy(run)
+        result = sweep.sweep(policy, run, folder=folder, name=f"step {step}")
+        report.write(result, folder)
+
+
+def _train(run: Run, reference: Params, *, evaluate: bool) -> None:
+    """Trains one policy, with or without evaluations."""
     batches = Batches(run.train_dataset_cfg, repeat=True, seed=run.random_seed)
     saved = RunCheckpoints(_folder(run), run.checkpoint_cfg.save)
     state = clp_step.init_train_state(
@@ -101,22 +120,12 @@ def train(run: Run) -> TrainState:
     if first_step:
         say(f"resuming from step {first_step} of {run.model_dir}")
         state = saved.restore(state, first_step, batches)
-    log = MetricsLog(folder, first_step)
-
-    policy = CLPPolicy(run.clp, state.params, reference, prompter(run.model))
-
-    def evaluate(state: TrainState, step: int) -> None:
-        policy.params = state.params
-        result = sweep.sweep(policy, run)
-        policy.release()
-        report.write(result, folder / "evaluation" / str(step))
-        log.scalars(step, result.scalars())
-
+    log = MetricsLog(pathlib.Path(run.model_dir), first_step)
+    evaluation = _Evaluation(run, reference, log) if evaluate else None
     try:
-        values = folder / "evaluation" / str(first_step) / report.VALUES
-        if first_step and _evaluates(run, first_step) and not values.is_file():
-            evaluate(state, first_step)  # a reward failed in it
-        return loop.train(
+        if evaluation is not None and first_step and evaluation.is_missing(first_step):
+            evaluation(state, first_step)  # a reward failed in it
+        loop.train(
             Trainer(run, reference),
             state,
             batches,
@@ -127,7 +136,7 @@ def train(run: Run) -> TrainState:
             save_period=run.checkpoint_cfg.save.period,
             log=log,
             checkpoints=saved,
-            evaluate=evaluate,
+            evaluate=evaluation,
             eval_period=run.eval_period,
             watch=None if run.model.kl_warning is None else KLWatch(run.model.kl_warning),
         )
@@ -136,29 +145,124 @@ def train(run: Run) -> TrainState:
         log.close()
 
 
-def _evaluates(run: Run, step: int) -> bool:
-    """Whether there is an evaluation after this many steps."""
-    return step == run.total_steps or (run.eval_period > 0 and step % run.eval_period == 0)
+class _Evaluation:
+    """The evaluations of a run under way; the compiled generator is kept from one to the next."""
+
+    def __init__(self, run: Run, reference: Params, log: MetricsLog):
+        self._run, self._log, self._reference = run, log, reference
+        self._policy: Any = None
+
+    def __call__(self, state: TrainState, step: int) -> None:
+        if self._policy is None:
+            self._policy = policy_of(self._run, state.params, self._reference)
+        self._policy.params = state.params
+        folder = _evaluation_folder(self._run, step)
+        result = sweep.sweep(self._policy, self._run, folder=folder, name=f"step {step}")
+        self._policy.release()
+        report.write(result, folder)
+        self._log.scalars(step, result.scalars())
+
+    def is_missing(self, step: int) -> bool:
+        """Whether there should be an evaluation after this many steps, and is none."""
+        period, last = self._run.eval_period, self._run.total_steps
+        due = step == last or (period > 0 and step % period == 0)
+        return due and not (_evaluation_folder(self._run, step) / report.VALUES).is_file()
 
 
 def restore(run: Run, step: int | None = None) -> tuple[TrainState, Params]:
     """A trained run's state and reference.
 
     Args:
-      run: as it was trained.
+      run: as it was trained; no soup, which has a state for each expert.
       step: which checkpoint; None for the latest.
     """
+    return _restore_state(run, step), _restore_reference(run)
+
+
+def restore_params(run: Run, step: int | None = None) -> tuple[CLPParams, Params, int]:
+    """A trained run's φ, its reference, and the step of the checkpoint.
+
+    Args:
+      run: as it was trained; φ of a soup has the experts' parameters.
+      step: which checkpoint; None for the latest, and for a soup that of its experts.
+
+    Raises:
+      ValueError: no such checkpoint, or a step of a soup other than its last one.
+    """
+    if not run.model.rewarded_soup:
+        state, reference = restore(run, step)
+        return state.params, reference, int(state.step)
+    states = [_restore_state(expert_run) for expert_run in expert_runs(run)]
+    done = sum(int(state.step) for state in states)
+    if step not in (None, done):
+        raise ValueError(f"step {step}: a soup is taken of its experts' last steps, {done} in all")
+    return soup([expert(state.params, 0) for state in states]), _restore_reference(run), done
+
+
+def restore_value_params(run: Run, step: int | None = None) -> Params:
+    """Parameters of a trained run's value network.
+
+    Raises:
+      ValueError: no such checkpoint, or a soup, which has a value network for each expert.
+    """
+    if run.model.rewarded_soup:
+        raise ValueError("a soup has no value network, but one for each of its experts")
+    return _restore_state(run, step).value_params
+
+
+def policy_of(
+    run: Run,
+    params: CLPParams,
+    reference: Params,
+    mixing: str | None = None,
+    temperature: float | None = None,
+) -> CLPPolicy | LogitMixingPolicy:
+    """A run's steerable policy.
+
+    Args:
+      run: as it was trained.
+      params: φ.
+      reference: θ_ref.
+      mixing: "parameters" or "logits"; None for what the run's evaluation says.
+      temperature: of sampling, 0 for greedy; None for that of training.
+
+    Raises:
+      ValueError: logits cannot be mixed in this run.
+    """
+    clp, mixing = run.clp, mixing or run.evaluation.mixing
+    if temperature is not None:
+        decoding = dataclasses.replace(clp.decoding, temperature=temperature)
+        clp = dataclasses.replace(clp, decoding=decoding)
+    if mixing == "parameters":
+        return CLPPolicy(clp, params, reference, prompter(run.model))
+    if run.model.condition_prompt:
+        raise ValueError(
+            "mixing logits: the reference has not learned to read the weights that "
+            "CONDITION_PROMPT=True writes into the prompt"
+        )
+    return LogitMixingPolicy(clp, params, reference, over_experts=run.model.rewarded_soup)
+
+
+def restore_policy(
+    run: Run,
+    step: int | None = None,
+    mixing: str | None = None,
+    temperature: float | None = None,
+) -> tuple[CLPPolicy | LogitMixingPolicy, int]:
+    """A trained run's policy (`policy_of`), and the step its checkpoint was made at."""
+    params, reference, step = restore_params(run, step)
+    return policy_of(run, params, reference, mixing, temperature), step
+
+
+def _restore_state(run: Run, step: int | None = None) -> TrainState:
     saved = RunCheckpoints(_folder(run))
     state = saved.restore(state_shapes(run), step)
     saved.close()
-    return state, checkpoints.load_params(run.model_dir, reference_shapes(run))
+    return state
 
 
-def restore_policy(run: Run, step: int | None = None) -> tuple[CLPPolicy, int]:
-    """A trained run's policy, and the step its checkpoint was made at."""
-    state, reference = restore(run, step)
-    policy = CLPPolicy(run.clp, state.params, reference, prompter(run.model))
-    return policy, int(state.step)
+def _restore_reference(run: Run) -> Params:
+    return checkpoints.load_params(run.model_dir, reference_shapes(run))
 
 
 def has_reference(run: Run) -> bool:
@@ -208,3 +312,7 @@ def parameter_count(run: Run) -> conditioning.ParameterCount:
 
 def _folder(run: Run) -> pathlib.Path:
     return pathlib.Path(run.model_dir, "checkpoints")
+
+
+def _evaluation_folder(run: Run, step: int) -> pathlib.Path:
+    return pathlib.Path(run.model_dir, "evaluation", str(step))

@@ -2,11 +2,10 @@
 
 A weighting is a KL weight α in [α_min, 1] and reward weights w on the simplex Δ_m. This module
 holds the weighting itself, the distributions Q that training draws it from (Algorithm 1, line 3;
-App. A.4), the KL-mixing functions f_mix (Eq. 4), and the grids that evaluation walks over.
+App. A.4), and the KL-mixing functions f_mix (Eq. 4).
 """
 
 import dataclasses
-import itertools
 import math
 from collections.abc import Sequence
 from typing import Protocol
@@ -315,46 +314,3 @@ def sample_weightings(
         jax.vmap(kl_weight)(jax.random.split(kl_key, count)),
         jax.vmap(reward_weights)(jax.random.split(reward_key, count)),
     )
-
-
-# ------------------------------------------------------------------------------------------------
-# Evaluation grids
-# ------------------------------------------------------------------------------------------------
-
-
-def simplex_grid(num_objectives: int, points: int = 11) -> np.ndarray:
-    """Evenly spaced reward weights, from the first objective's corner to the last one's.
-
-    Args:
-      num_objectives: m >= 1.
-      points: the number of points on each edge of the simplex, >= 2; 11 gives steps of 0.1.
-
-    Returns:
-      [n, m]; for m = 2 the rows are (1, 0), (0.9, 0.1), ..., (0, 1).
-
-    Raises:
-      ValueError: points < 2.
-    """
-    if points < 2:
-        raise ValueError(f"a grid needs at least 2 points on an edge, got {points}")
-    if num_objectives == 1:
-        return np.ones([1, 1])
-    steps = points - 1
-    rows = [
-        (*counts, steps - sum(counts))
-        for counts in itertools.product(range(steps, -1, -1), repeat=num_objectives - 1)
-        if sum(counts) <= steps
-    ]
-    return np.asarray(rows, float) / steps
-
-
-def kl_weight_grid(kl_mix: KLMix, points: int = 11) -> np.ndarray:
-    """KL weights evenly spaced in β = f_mix(α), from α_min to 1.
-
-    Returns:
-      [points], rising.
-    """
-    lowest = float(kl_mix(jnp.float32(kl_mix.kl_weight_min)))
-    beta = np.linspace(lowest, 1.0, points)
-    kl_weights = np.asarray(kl_mix.inverse(jnp.asarray(beta))).astype(float)
-    return np.clip(kl_weights, kl_mix.kl_weight_min, 1.0)

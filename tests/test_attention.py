@@ -8,6 +8,7 @@ from jax import export
 
 from clp_jax.models import attention, sampling
 from clp_jax.models.attention import KeyValue, attend
+from clp_jax.models.decoding import Decoding
 from clp_jax.models.t5 import T5Config, Transformer
 
 B, Q, K, H, D = 3, 5, 7, 2, 4
@@ -112,7 +113,7 @@ def test_prompts_encoded_in_groups_are_completed_alike(monkeypatch, group_tokens
     keys = jax.random.split(jax.random.key(2), 6)
 
     def sampled():
-        decoding = sampling.Decoding(5, eos_id=3)
+        decoding = Decoding(5, eos_id=3)
         return sampling.sample(module, params["params"], prompts, keys, decoding)
 
     expected = sampled()

@@ -217,7 +217,7 @@ def test_a_policy_that_is_mixed_is_no_single_policy(module):
     import step
 
     from clp_jax import conditioning, subset, train_step
-    from clp_jax.models.sampling import Decoding
+    from clp_jax.models.decoding import Decoding
     from clp_jax.weighting import Weighting
 
     clp = train_step.CLP(module, Decoding(1))

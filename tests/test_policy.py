@@ -9,7 +9,7 @@ from clp_jax import policy as policy_lib
 from clp_jax import subset
 from clp_jax import train_step as clp_step
 from clp_jax.conditioning import condition, init_clp_params
-from clp_jax.models.sampling import Decoding
+from clp_jax.models.decoding import Decoding
 from clp_jax.rollout import completion_log_probs
 from clp_jax.weighting import Weighting
 

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from clp_jax import losses, subset, train_step
 from clp_jax import rollout as rollout_lib
-from clp_jax.models.sampling import Decoding
+from clp_jax.models.decoding import Decoding
 from clp_jax.models.t5 import Transformer
 from clp_jax.weighting import Weighting
 

@@ -11,6 +11,7 @@ import pytest
 from flax import linen as nn
 
 from clp_jax.models import sampling, t5
+from clp_jax.models.decoding import Decoding
 
 CONFIG = t5.T5Config(
     vocab_size=6,  # so few that padding (0) and EOS (1) are drawn often
@@ -51,7 +52,7 @@ def teacher_forced(params, prompts, samples):
 @pytest.mark.parametrize("temperature", [1.0, 0.3])
 def test_log_probs_equal_teacher_forcing(temperature):
     prompts = np.tile(PROMPTS, (8, 1))
-    decoding = sampling.Decoding(12, temperature=temperature)
+    decoding = Decoding(12, temperature=temperature)
     samples = sample(MODULE, t5_params(), prompts, keys(len(prompts)), decoding)
     # The case that a mask made from the tokens gets wrong: padding, and a later token.
     assert np.any((samples.tokens == 0) & (samples.mask == 1))
@@ -62,7 +63,7 @@ def test_log_probs_equal_teacher_forcing(temperature):
 
 
 def test_greedy_takes_the_most_probable_token_whatever_the_key():
-    decoding = sampling.Decoding(12, temperature=0.0, top_k=3, top_p=0.5)
+    decoding = Decoding(12, temperature=0.0, top_k=3, top_p=0.5)
     samples = sample(MODULE, t5_params(), PROMPTS, keys(4), decoding)
     best = np.argmax(teacher_forced(t5_params(), PROMPTS, samples), axis=-1)
     np.testing.assert_array_equal(samples.tokens, best * (samples.mask == 1))
@@ -72,7 +73,7 @@ def test_greedy_takes_the_most_probable_token_whatever_the_key():
 
 def test_sequences_end_at_the_first_eos():
     prompts = np.tile(PROMPTS, (8, 1))
-    samples = sample(MODULE, t5_params(), prompts, keys(32), sampling.Decoding(12))
+    samples = sample(MODULE, t5_params(), prompts, keys(32), Decoding(12))
     assert samples.tokens.dtype == jnp.int32
     assert samples.mask.dtype == samples.log_probs.dtype == jnp.float32
     lengths = []
@@ -90,7 +91,7 @@ def test_sequences_end_at_the_first_eos():
 
 
 def test_same_key_same_tokens_and_other_key_other_tokens():
-    run = functools.partial(sample, MODULE, t5_params(), PROMPTS, decoding=sampling.Decoding(12))
+    run = functools.partial(sample, MODULE, t5_params(), PROMPTS, decoding=Decoding(12))
     first, again, other = run(keys(4)), run(keys(4)), run(keys(4, seed=1))
     jax.tree.map(np.testing.assert_array_equal, first, again)
     assert np.any(first.tokens != other.tokens)
@@ -99,7 +100,7 @@ def test_same_key_same_tokens_and_other_key_other_tokens():
 
 
 def test_tokens_do_not_depend_on_the_rest_of_the_batch():
-    decoding = sampling.Decoding(12)
+    decoding = Decoding(12)
     together = sample(MODULE, t5_params(), PROMPTS, keys(4), decoding)
     for i in range(4):
         alone = sample(MODULE, t5_params(), PROMPTS[i : i + 1], keys(4)[i : i + 1], decoding)
@@ -110,9 +111,7 @@ def test_tokens_do_not_depend_on_the_rest_of_the_batch():
 
 
 def test_a_shorter_limit_gives_a_prefix():
-    short, long = (
-        sample(MODULE, t5_params(), PROMPTS, keys(4), sampling.Decoding(n)) for n in (4, 12)
-    )
+    short, long = (sample(MODULE, t5_params(), PROMPTS, keys(4), Decoding(n)) for n in (4, 12))
     np.testing.assert_array_equal(short.tokens, long.tokens[:, :4])
     np.testing.assert_allclose(short.log_probs, long.log_probs[:, :4], atol=1e-6)
 
@@ -146,7 +145,7 @@ def test_the_loop_stops_when_all_have_ended(ends, expected):
         {},
         jnp.array(ends)[:, None],
         keys(len(ends)),
-        sampling.Decoding(6),
+        Decoding(6),
     )
     np.testing.assert_array_equal(samples.mask.sum(1), np.minimum(ends, 6))
     jax.effects_barrier()
@@ -170,7 +169,7 @@ def groups():
 
 
 def lowered(axis_name):
-    return jax.jit(vmapped(axis_name, sampling.Decoding(12))).lower(*groups())
+    return jax.jit(vmapped(axis_name, Decoding(12))).lower(*groups())
 
 
 @functools.cache
@@ -179,7 +178,7 @@ def compiled():
 
 
 def test_vmapped_equals_separate_calls():
-    decoding = sampling.Decoding(12)
+    decoding = Decoding(12)
     together = compiled()(*groups())
     assert np.any(together.tokens[0] != together.tokens[1])
     for i in range(2):
@@ -225,7 +224,7 @@ def test_axis_name_spares_a_select_over_the_cache():
 
 
 def test_the_loop_has_no_needless_work():
-    function = functools.partial(sampling.sample, MODULE, decoding=sampling.Decoding(12))
+    function = functools.partial(sampling.sample, MODULE, decoding=Decoding(12))
     body = loop_body(lambda p, x, k: function(p, x, k), t5_params(), PROMPTS, keys(4))
     names = {eqn.primitive.name for eqn in equations(body)}
     assert not names & {"sort", "top_k", "while", "scan", "random_bits", "pure_callback"}
@@ -248,7 +247,7 @@ class Wrapped(nn.Module):
 
 
 def test_a_module_without_project_encoded_will_do():
-    decoding = sampling.Decoding(12)
+    decoding = Decoding(12)
     plain = sample(
         Wrapped(t5.Transformer(CONFIG)), {"inner": t5_params()}, PROMPTS, keys(4), decoding
     )
@@ -259,4 +258,4 @@ def test_a_module_without_project_encoded_will_do():
 
 def test_wrong_number_of_keys():
     with pytest.raises(ValueError, match=r"keys has shape \(3,\) for 4 prompts"):
-        sampling.sample(MODULE, t5_params(), PROMPTS, keys(3), sampling.Decoding(2))
+        sampling.sample(MODULE, t5_params(), PROMPTS, keys(3), Decoding(2))

@@ -9,7 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
+from clp_jax.models import decoding as decoding_lib
 from clp_jax.models import sampling, t5
+from clp_jax.models.decoding import Decoding
 
 DRAWS = 20_000
 
@@ -45,7 +47,7 @@ class TableModule(nn.Module):
 def table_samples(logits, n=DRAWS, **options):
     """Tokens [n, L] drawn from a table [L, V]; its last token, V, counts as EOS: none has it."""
     logits = np.atleast_2d(np.asarray(logits, np.float32))
-    decoding = sampling.Decoding(len(logits), eos_id=logits.shape[-1], **options)
+    decoding = Decoding(len(logits), eos_id=logits.shape[-1], **options)
     prompts = jnp.ones((n, 1), jnp.int32)
     return sample(
         TableModule(),
@@ -102,7 +104,7 @@ def test_frequencies_of_a_t5_are_those_of_its_softmax():
         params,
         prompt.repeat(DRAWS, 0),
         jax.random.split(jax.random.key(0), DRAWS),
-        sampling.Decoding(1),
+        Decoding(1),
     )
     assert chi_square(np.asarray(samples.tokens[:, 0]), softmax(logits[0, 0])) > 1e-3
 
@@ -156,7 +158,7 @@ def test_temperature_top_k_and_top_p_restrict_and_renormalise(options, support):
     np.testing.assert_allclose(samples.log_probs[:, 0], expected, atol=1e-5)
 
 
-keep_top = jax.jit(sampling._keep_top)
+keep_top = jax.jit(decoding_lib._keep_top)
 
 
 @settings(max_examples=100, deadline=None)
@@ -207,4 +209,4 @@ def test_keep_top_tells_neighbouring_floats_apart(prob):
 )
 def test_decoding_names_a_bad_value(field, value, valid):
     with pytest.raises(ValueError, match=rf"Decoding.{field} is {value}; valid is {valid}"):
-        sampling.Decoding(**{"max_decode_length": 4, field: value})
+        Decoding(**{"max_decode_length": 4, field: value})

@@ -7,9 +7,9 @@ import pytest
 import smoke
 
 from clp_jax import training
-from clp_jax import weighting as weighting_lib
-from clp_jax.evaluation import plots, report, sweep
-from clp_jax.evaluation.sweep import SweepResult
+from clp_jax.evaluation import grids, plots, report, sweep
+from clp_jax.evaluation import result as result_lib
+from clp_jax.evaluation.result import SweepResult
 from clp_jax.rewards.registry import make_reward_stack
 from clp_jax.rollout import Rollout
 
@@ -21,21 +21,22 @@ def result(values, weights, kl=None, alphas=None, names=("a", "b", "c")):
         names=names[: values.shape[1]],
         kl_weights=np.zeros(n) if alphas is None else np.asarray(alphas),
         reward_weights=weights,
-        raw=values,
-        normalised=values,
-        kl=np.zeros(n) if kl is None else np.asarray(kl),
-        length=np.ones(n),
-        repetition=np.linspace(0, 0.5, n),
+        prompt_raw=values[:, None],
+        prompt_normalised=values[:, None],
+        prompt_kl=np.zeros((n, 1)) if kl is None else np.asarray(kl)[:, None],
+        prompt_length=np.ones((n, 1)),
+        prompt_repetition=np.linspace(0, 0.5, n)[:, None],
         other_names=(),
-        other_raw=np.zeros((n, 0)),
-        other_normalised=np.zeros((n, 0)),
-        num_prompts=1,
+        prompt_other_raw=np.zeros((n, 1, 0)),
+        prompt_other_normalised=np.zeros((n, 1, 0)),
+        documents=np.array(["document"], object),
+        references=np.array(["reference"], object),
+        completions=np.array([["completion"]] * n, object),
         truncated_prompts=0,
-        samples=("",) * n,
     )
 
 
-GRID = weighting_lib.simplex_grid(2, 3)
+GRID = grids.simplex_grid(2, 3)
 
 
 def test_values_are_kl_regularised():
@@ -114,7 +115,9 @@ def test_sweep_averages_over_every_prompt(run):
     np.testing.assert_allclose(got.raw[:, 0], 1 + 0.5 * potters)
     np.testing.assert_allclose(got.raw[:, 1], np.mean([len(row["document"]) for row in rows]))
     np.testing.assert_allclose(got.kl, 2 - GRID[:, 0], rtol=1e-6)
-    assert set(got.samples) == {"boat"}
+    assert set(got.completions.ravel()) == {"boat"}
+    assert got.documents.tolist() == [row["document"] for row in rows]
+    assert got.references.tolist() == [row["summary"] for row in rows]
     # The same random numbers at each weighting, other ones in each batch.
     assert len({json.dumps(key) for key in policy.keys}) == 3
     assert policy.keys[:3] == policy.keys[3:6] == policy.keys[6:]
@@ -150,10 +153,11 @@ def test_repetition_is_a_column_of_all_that_is_written(run):
     assert expected > 0.3
     got = sweep.sweep(policy, run)
     np.testing.assert_allclose(got.repetition, [expected] * 3, rtol=1e-6)
-    other = dataclasses.replace(got, repetition=np.array([0.1, 0.2, 0.6]))
-    assert [row["repetition"] for row in other.rows()] == [0.1, 0.2, 0.6]
+    prompts = got.num_prompts
+    other = dataclasses.replace(got, prompt_repetition=np.tile([[0.1], [0.2], [0.6]], prompts))
+    assert [row["repetition"] for row in other.rows()] == pytest.approx([0.1, 0.2, 0.6])
     assert other.scalars()["eval/repetition"] == pytest.approx(0.3)
-    assert other.to_json()["repetition"] == [0.1, 0.2, 0.6]
+    assert other.to_json()["repetition"] == pytest.approx([0.1, 0.2, 0.6])
 
 
 @pytest.mark.parametrize("examples", [1, 8, 11])
@@ -164,25 +168,9 @@ def test_sweep_stops_at_num_examples(run, examples):
     assert sweep.sweep(ConstantPolicy(run.model.vocabulary), run).num_prompts == examples
 
 
-def test_grids(tmp_path):
-    def grid(*bindings):
-        return sweep.grid(smoke.configured(tmp_path, "EVAL_GRID_POINTS=3", *bindings))
-
-    assert [(a, tuple(w)) for a, w in grid()] == [
-        (0.01, (1, 0)),
-        (0.01, (0.5, 0.5)),
-        (0.01, (0, 1)),
-    ]
-    assert len(grid("REWARDS=('entailment', 'rouge', 'quality')")) == 6
-    inverse = "KL_WEIGHT_SAMPLER=@weighting.InverseCDFKLWeight()"
-    assert {a for a, _ in grid(inverse)} == {0.01}
-    multi = grid(inverse, "REWARDS=('entailment',)")
-    np.testing.assert_allclose([a for a, _ in multi], [0.01, 2 * 0.01 / 1.01, 1.0], rtol=1e-5)
-
-
 @pytest.mark.parametrize("m", [1, 2, 3])
 def test_report_writes_values_and_a_plot(tmp_path, capfd, m):
-    weights = weighting_lib.simplex_grid(m, 3)
+    weights = grids.simplex_grid(m, 3)
     alphas = np.linspace(0.1, 1, len(weights))
     report.write(result(weights, weights, alphas=alphas), tmp_path)
     written = json.loads((tmp_path / "values.json").read_text())
@@ -213,3 +201,76 @@ def test_each_alpha_is_a_front_of_its_own(tmp_path):
     assert [front["kl_weight"] for front in written["fronts"]] == [0.1, 0.5]
     # One reward: α is what varies along the one front.
     assert len(result([[1.0], [2.0]], [[1], [1]], alphas=[0.1, 1.0]).fronts()) == 1
+
+
+def test_what_was_measured_is_saved_and_read(run, tmp_path):
+    got = sweep.sweep(ConstantPolicy(run.model.vocabulary), run)
+    assert got.other_names == ("entailment", "letters")
+    report.write(got, tmp_path / "evaluation" / "7")
+    again = result_lib.load(result_lib.find(str(tmp_path)))
+    for field in dataclasses.fields(SweepResult):
+        np.testing.assert_array_equal(getattr(again, field.name), getattr(got, field.name))
+    assert json.loads((tmp_path / "evaluation" / "7" / "values.json").read_text()) == json.loads(
+        json.dumps(again.to_json())
+    )
+
+
+def test_the_newest_evaluation_is_found(tmp_path):
+    for step in ("9", "10", "10-custom"):
+        report.write(result([[float(len(step)), 1.0]], GRID[:1]), tmp_path / "evaluation" / step)
+    assert result_lib.find(str(tmp_path)).parent.name == "10"
+    assert list(result_lib.evaluations(tmp_path)) == [9, 10]
+    custom = tmp_path / "evaluation" / "10-custom"
+    assert result_lib.find(str(custom)) == custom / "prompts.npz"
+    assert result_lib.find(str(custom / "prompts.npz")) == custom / "prompts.npz"
+    with pytest.raises(ValueError, match="has no evaluation"):
+        result_lib.find(str(tmp_path / "evaluation"))
+
+
+@pytest.mark.parametrize("content", [b"", b"text", b"PK\x03\x04 cut off"])
+def test_a_broken_file_of_prompts_is_named(tmp_path, content):
+    path = tmp_path / "prompts.npz"
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=r"prompts\.npz is not a file of evaluated prompts"):
+        result_lib.load(path)
+
+
+class Killed(Exception):
+    pass
+
+
+class KilledPolicy(ConstantPolicy):
+    """Dies at the third weighting."""
+
+    def generate(self, weighting, prompts, key):
+        if float(weighting.reward_weights[0]) == 0:
+            raise Killed
+        return super().generate(weighting, prompts, key)
+
+
+def test_a_sweep_that_was_stopped_goes_on(run, tmp_path):
+    whole = sweep.sweep(ConstantPolicy(run.model.vocabulary), run)
+    with pytest.raises(Killed):
+        sweep.sweep(KilledPolicy(run.model.vocabulary), run, folder=tmp_path, name="step 3")
+    policy = ConstantPolicy(run.model.vocabulary)
+    got = sweep.sweep(policy, run, folder=tmp_path, name="step 3")
+    assert len(policy.keys) == 3  # the batches of one weighting
+    for field in dataclasses.fields(SweepResult):
+        np.testing.assert_array_equal(getattr(got, field.name), getattr(whole, field.name))
+    report.write(got, tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "front.png", "prompts.npz", "values.json",
+    ]  # fmt: skip
+
+
+def test_a_weighting_of_something_else_is_measured_again(run, tmp_path):
+    def batches(run, name):
+        policy = ConstantPolicy(run.model.vocabulary)
+        sweep.sweep(policy, run, folder=tmp_path, name=name)
+        return len(policy.keys)
+
+    assert batches(run, "step 3") == 9
+    assert batches(run, "step 3") == 0
+    assert batches(run, "step 4") == 9
+    fewer = dataclasses.replace(run.evaluation, num_examples=11)
+    assert batches(dataclasses.replace(run, evaluation=fewer), "step 4") == 6

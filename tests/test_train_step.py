@@ -10,7 +10,8 @@ import pytest
 
 from clp_jax import subset, train_step
 from clp_jax.conditioning import condition
-from clp_jax.models.sampling import Decoding, sample
+from clp_jax.models.decoding import Decoding
+from clp_jax.models.sampling import sample
 from clp_jax.models.value import predict_values
 from clp_jax.rollout import completion_log_probs, over_weightings
 from clp_jax.train_step import CLP, init_train_state
@@ -267,7 +268,8 @@ class Block:
 sys.meta_path.insert(0, Block())
 import jax, jax.numpy as jnp
 from clp_jax import subset, train_step
-from clp_jax.models.sampling import Decoding, sample
+from clp_jax.models.decoding import Decoding
+from clp_jax.models.sampling import sample
 from clp_jax.models.t5 import T5Config, Transformer
 from clp_jax.weighting import Weighting
 

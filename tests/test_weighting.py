@@ -82,25 +82,6 @@ def test_one_reward_has_weight_one():
     assert w.DirichletRewardWeights(1.0, 1)(jax.random.key(0)) == jnp.ones([1])
 
 
-@given(st.integers(1, 4), st.integers(2, 6))
-def test_simplex_grid_is_every_point_of_the_simplex(m, points):
-    grid = w.simplex_grid(m, points)
-    counts = np.round(grid * (points - 1)).astype(int)
-    expected = {c for c in np.ndindex(*[points] * m) if sum(c) == points - 1}  # brute force
-    assert {tuple(row) for row in counts} == (expected if m > 1 else {(points - 1,)})
-    assert len(grid) == len(expected)
-
-
-def test_two_reward_grid_goes_from_the_first_reward_to_the_second():
-    np.testing.assert_allclose(w.simplex_grid(2, 11)[:, 0], np.linspace(1, 0, 11), atol=1e-12)
-
-
-def test_kl_grid_is_even_in_beta():
-    mix = w.SoftmaxKLMix(0.01)
-    grid = w.kl_weight_grid(mix, 5)
-    np.testing.assert_allclose(mix(grid), [0, 0.25, 0.5, 0.75, 1], atol=1e-4)
-
-
 @pytest.mark.parametrize(
     ("weights", "message"),
     [

@@ -9,7 +9,7 @@ matplotlib.use("Agg")  # no display on a training machine
 from matplotlib import pyplot as plt
 
 if TYPE_CHECKING:
-    from clp_jax.evaluation.sweep import SweepResult
+    from clp_jax.evaluation.result import SweepResult
 
 
 def front(result: "SweepResult", path: pathlib.Path) -> None:

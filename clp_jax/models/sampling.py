@@ -1,8 +1,7 @@
 """Sampling of completions, token by token, from an encoder-decoder with a key-value cache."""
 
-import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -10,50 +9,14 @@ import jax.numpy as jnp
 from flax import linen as nn
 from flax import struct
 
+from clp_jax.models.decoding import Decoding, choose
+
 PyTree = Any
+Step = Callable[[jax.Array, PyTree], tuple[jax.Array, PyTree]]
 
 # On a CPU, prompts are encoded in groups of about this many tokens, whose activations stay in its
 # cache.
 _GROUP_TOKENS = 1024
-
-
-@dataclasses.dataclass(frozen=True)
-class Decoding:
-    """How tokens are chosen. Hashable, so that it may be a static argument of `jax.jit`.
-
-    With both `top_k` and `top_p`, `top_p` is a share of what `top_k` left. Tokens as probable as
-    the last one kept are kept too.
-
-    Attributes:
-      max_decode_length: tokens per completion at most, EOS included; >= 1.
-      temperature: logits are divided by it; >= 0. 0 takes the most probable token (greedy).
-      top_k: only the k most probable tokens are drawn; >= 0. 0 is off.
-      top_p: only the fewest most probable tokens whose probabilities sum to p or more are drawn
-        (nucleus sampling, Holtzman et al. 2020); in (0, 1]. 1 is off.
-      eos_id: the token that ends a completion; >= 1, as 0 is padding.
-
-    Raises:
-      ValueError: a value is out of its range.
-    """
-
-    max_decode_length: int
-    temperature: float = 1.0
-    top_k: int = 0
-    top_p: float = 1.0
-    eos_id: int = 1
-
-    def __post_init__(self) -> None:
-        for name, least in (("max_decode_length", 1), ("top_k", 0), ("eos_id", 1)):
-            value = getattr(self, name)
-            if not isinstance(value, int) or value < least:
-                raise ValueError(f"Decoding.{name} is {value!r}; valid is an integer >= {least}")
-        # Written so that NaN fails too.
-        if not 0.0 <= self.temperature < math.inf:
-            raise ValueError(
-                f"Decoding.temperature is {self.temperature!r}; valid is a finite number >= 0"
-            )
-        if not 0.0 < self.top_p <= 1.0:
-            raise ValueError(f"Decoding.top_p is {self.top_p!r}; valid is a number in (0, 1]")
 
 
 @struct.dataclass
@@ -104,16 +67,72 @@ def sample(
     Raises:
       ValueError: there are not as many keys as prompts.
     """
+    return sample_mixture(
+        module, [params], None, encoder_input_tokens, keys, decoding, axis_name=axis_name
+    )
+
+
+def sample_mixture(
+    module: nn.Module,
+    language_models: Sequence[PyTree],
+    coefficients: jax.Array | None,
+    encoder_input_tokens: jax.Array,
+    keys: jax.Array,
+    decoding: Decoding,
+    axis_name: str | None = None,
+) -> Samples:
+    """Samples from a mixture of the logits of several models, in one loop.
+
+    Each token takes one pass through every model, and each model keeps a cache of its own.
+
+    Args:
+      module: the network of all of them; see `sample`.
+      language_models: n >= 1 'params' collections.
+      coefficients: [n] float32, of each model's logits; None for a single model as it is.
+      encoder_input_tokens: see `sample`.
+      keys: see `sample`.
+      decoding: how tokens are chosen, from the mixture.
+      axis_name: see `sample`.
+
+    Returns:
+      The completions, with their log-probabilities under the mixture.
+
+    Raises:
+      ValueError: there are not as many keys as prompts.
+    """
     batch_size, length = encoder_input_tokens.shape[0], decoding.max_decode_length
     if keys.shape[:1] != (batch_size,):
         raise ValueError(
             f"keys has shape {keys.shape} for {batch_size} prompts; valid is one key for each"
         )
+    decoders = [
+        _decoder(module, params, encoder_input_tokens, length) for params in language_models
+    ]
+
+    def next_logits(last: jax.Array, caches: PyTree) -> tuple[jax.Array, PyTree]:
+        steps = [step(last, cache) for (_, step), cache in zip(decoders, caches, strict=True)]
+        logits: Any = [logits for logits, _ in steps]
+        if coefficients is None:
+            (mixed,) = logits
+        else:
+            mixed = sum(c * each for c, each in zip(coefficients, logits, strict=True))
+        return mixed, [cache for _, cache in steps]
+
+    caches = [cache for cache, _ in decoders]
+    uniforms = _uniforms(keys, length)
+    tokens, log_probs = _run_loop(next_logits, caches, uniforms, decoding, axis_name)
+    return _up_to_eos(tokens, log_probs, decoding.eos_id)
+
+
+def _decoder(
+    module: nn.Module, params: PyTree, encoder_input_tokens: jax.Array, length: int
+) -> tuple[PyTree, Step]:
+    """One model's empty cache, and its step from the last tokens to logits [B, V] float32."""
     variables = {"params": params}
     encoded = _encode(module, variables, encoder_input_tokens)
     cache = _empty_cache(module, variables, encoded, encoder_input_tokens, length)
 
-    def next_logits(last: jax.Array, cache: PyTree) -> tuple[jax.Array, PyTree]:
+    def step(last: jax.Array, cache: PyTree) -> tuple[jax.Array, PyTree]:
         logits, updated = module.apply(
             {**variables, "cache": cache},
             encoded,
@@ -128,9 +147,7 @@ def sample(
         )
         return logits[:, 0].astype(jnp.float32), updated["cache"]
 
-    uniforms = _uniforms(keys, length)
-    tokens, log_probs = _run_loop(next_logits, cache, uniforms, decoding, axis_name)
-    return _up_to_eos(tokens, log_probs, decoding.eos_id)
+    return cache, step
 
 
 def _up_to_eos(tokens: jax.Array, log_probs: jax.Array, eos_id: int) -> Samples:
@@ -146,7 +163,7 @@ def _up_to_eos(tokens: jax.Array, log_probs: jax.Array, eos_id: int) -> Samples:
 
 
 def _run_loop(
-    next_logits: Callable[[jax.Array, PyTree], tuple[jax.Array, PyTree]],
+    next_logits: Step,
     cache: PyTree,
     uniforms: jax.Array,
     decoding: Decoding,
@@ -173,7 +190,7 @@ def _run_loop(
     def body(state: tuple) -> tuple:
         step, _, ended, last, tokens, log_probs, cache = state
         logits, cache = next_logits(last, cache)
-        token, log_prob = _choose(logits, uniforms[step], decoding)
+        token, log_prob = choose(logits, uniforms[step], decoding)
         ended |= token == decoding.eos_id
         running = jnp.any(~ended)
         if axis_name is not None:
@@ -246,95 +263,3 @@ def _uniforms(keys: jax.Array, length: int) -> jax.Array:
         return jax.random.uniform(jax.random.fold_in(key, position), (2,), jnp.float32)
 
     return jax.vmap(jax.vmap(draw, (0, None)), (None, 0))(keys, jnp.arange(length))
-
-
-def _choose(
-    logits: jax.Array, uniforms: jax.Array, decoding: Decoding
-) -> tuple[jax.Array, jax.Array]:
-    """Chooses a token of each sequence.
-
-    Args:
-      logits: [B, V] float32.
-      uniforms: [B, 2], independent draws from [0, 1).
-      decoding: how.
-
-    Returns:
-      Tokens [B] int32, and log-probabilities [B] of the softmax of `logits`.
-    """
-    shifted = logits - jnp.max(logits, axis=-1, keepdims=True)
-    # In [0, 1]. One exponential per logit serves both the draw and the normaliser.
-    weights = jnp.exp(shifted)
-    normaliser = jnp.sum(weights, axis=-1)
-    if decoding.temperature == 0.0:
-        token = jnp.argmax(logits, axis=-1).astype(jnp.int32)
-    else:
-        if decoding.temperature != 1.0:
-            weights = jnp.exp(shifted / decoding.temperature)
-        if decoding.top_k > 0:
-            weights = _keep_top(weights, jnp.ones_like(weights), float(decoding.top_k))
-        if decoding.top_p < 1.0:
-            total = jnp.sum(weights, axis=-1, keepdims=True)
-            weights = _keep_top(weights, weights, decoding.top_p * total)
-        token = _draw(weights, uniforms)
-    chosen = jnp.take_along_axis(shifted, token[:, None], axis=1)[:, 0]
-    return token, chosen - jnp.log(normaliser)
-
-
-def _keep_top(weights: jax.Array, amounts: jax.Array, least: jax.Array | float) -> jax.Array:
-    """Zeroes all but the fewest most probable tokens whose amounts sum to `least` or more.
-
-    The threshold is found by bisection over the bits of `weights`, since non-negative floats are
-    ordered as their bits are. That is exact and, over 32,000 tokens on a CPU, 30 times faster than
-    a sort or `jax.lax.top_k`.
-
-    Args:
-      weights: [B, V] float32 in [0, 1].
-      amounts: [B, V].
-      least: broadcastable to [B, 1].
-
-    Returns:
-      [B, V]; all of `weights` where their amounts sum to less than `least`.
-    """
-    bits = jax.lax.bitcast_convert_type(weights, jnp.int32)
-    above_one = jax.lax.bitcast_convert_type(jnp.float32(1.0), jnp.int32) + 1
-    low = jnp.zeros((weights.shape[0], 1), jnp.int32)
-
-    def halve(_: int, bounds: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
-        low, high = bounds
-        middle = low + (high - low) // 2
-        kept = jnp.sum(jnp.where(bits >= middle, amounts, 0.0), axis=-1, keepdims=True)
-        return jnp.where(kept >= least, middle, low), jnp.where(kept >= least, high, middle)
-
-    # 2^30 > above_one: after 30 halvings one value is left.
-    threshold, _ = jax.lax.fori_loop(0, 30, halve, (low, jnp.full_like(low, above_one)))
-    return jnp.where(bits >= threshold, weights, 0.0)
-
-
-def _draw(weights: jax.Array, uniforms: jax.Array) -> jax.Array:
-    """Draws i with a probability proportional to weights[:, i], in two stages.
-
-    First a block of about sqrt(V) tokens, then a token of it. That takes two random numbers per
-    draw, where `jax.random.categorical` takes V, and leaves less rounding than one sum over V.
-
-    Args:
-      weights: [B, V] float32 >= 0, with one > 0 in each row.
-      uniforms: [B, 2], independent draws from [0, 1).
-
-    Returns:
-      [B] int32.
-    """
-    batch_size, vocab_size = weights.shape
-    width = math.ceil(math.sqrt(vocab_size))
-    blocks = jnp.pad(weights, ((0, 0), (0, -vocab_size % width))).reshape(batch_size, -1, width)
-    block = _invert_cumulative(blocks.sum(axis=-1), uniforms[:, :1])
-    within = jnp.take_along_axis(blocks, block[:, None, None], axis=1)[:, 0]
-    return block * width + _invert_cumulative(within, uniforms[:, 1:])
-
-
-def _invert_cumulative(weights: jax.Array, uniforms: jax.Array) -> jax.Array:
-    """The first index at which the cumulative sum of `weights` [B, N] is above u of its total."""
-    cumulative = jnp.cumsum(weights, axis=-1)
-    # By rounding the sum may grow over weights of 0; those must not be drawn.
-    positive = weights > 0.0
-    total = jnp.max(jnp.where(positive, cumulative, 0.0), axis=-1, keepdims=True)
-    return jnp.argmax(positive & (cumulative > uniforms * total), axis=-1).astype(jnp.int32)

@@ -1,0 +1,1 @@
+"""What conditional language policies are compared with; each is steered as they are."""
