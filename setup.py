@@ -29,6 +29,8 @@ INSTALL_REQUIRES = [
     "rouge-score>=0.1.2",
     "matplotlib>=3.10",
     "scipy>=1.14",
+    # Hypervolume and IGD+; it brings cffi and platformdirs alone.
+    "moocore>=0.3.2",
 ]
 
 EXTRAS_REQUIRE = {
