@@ -60,12 +60,13 @@ def regularized_reward(scalarized: jax.Array, kl: jax.Array, kl_weight: jax.Arra
     return (1 - kl_weight) * scalarized - kl_weight * kl
 
 
-def normalize(advantages: jax.Array, epsilon: float = 1e-8) -> tuple[jax.Array, jax.Array]:
+def normalize(advantages: jax.Array, epsilon: float = 1e-5) -> tuple[jax.Array, jax.Array]:
     """Batch normalisation of the advantage (App. B.1): zero mean, unit standard deviation.
 
     Args:
       advantages: A = r − V̂, [B].
-      epsilon: added to the standard deviation; a batch of equal advantages gives zeros.
+      epsilon: added to the standard deviation. Large against float32's rounding of the mean, so that
+        a batch of equal advantages gives (nearly) zeros.
 
     Returns:
       (normalised advantages [B], the scale [] they were divided by).

@@ -28,6 +28,8 @@ SHORTER = {
     " --gin.pairs.briefs_nli.validation_size=20",
     "briefs_preference.gin": "--gin.pairs.briefs_preferences.train_size=200"
     " --gin.pairs.briefs_preferences.validation_size=20",
+    "'runs/prompting'": "--gin.SFT_STEPS=20 --gin.TRAIN_STEPS=4 --gin.EVAL_EXAMPLES=16",
+    "'runs/briefs_soup'": "--gin.SFT_STEPS=20 --gin.TRAIN_STEPS=4",
     "'runs/learned'": "--gin.SFT_STEPS=20 --gin.TRAIN_STEPS=4 --gin.EVAL_EXAMPLES=16",
 }
 

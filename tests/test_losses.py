@@ -44,7 +44,7 @@ def test_regularized_reward_is_line_6():
 
 
 def test_normalize():
-    normalised, scale = losses.normalize(jnp.array([1.0, 3.0, 5.0, 7.0]))
+    normalised, scale = losses.normalize(jnp.array([1.0, 3.0, 5.0, 7.0]), epsilon=0)
     assert scale == pytest.approx(np.std([1, 3, 5, 7]))
     assert float(jnp.mean(normalised)) == pytest.approx(0, abs=1e-6)
     assert float(jnp.std(normalised)) == pytest.approx(1, abs=1e-6)
@@ -118,3 +118,10 @@ def test_an_exact_kl_without_its_gradient_would_be_wrong():
     assert not np.allclose(
         -jax.grad(wrong)(THETA)["second"], jax.grad(value)(THETA)["second"], atol=1e-2
     )
+
+
+@pytest.mark.parametrize("size", [2, 3, 33, 100])
+@pytest.mark.parametrize("value", [0.1, 0.7, 3.3])
+def test_equal_advantages_are_not_blown_up(size, value):
+    normalised, _ = losses.normalize(jnp.full(size, value))
+    np.testing.assert_allclose(normalised, 0, atol=0.1)
