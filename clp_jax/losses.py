@@ -65,8 +65,8 @@ def normalize(advantages: jax.Array, epsilon: float = 1e-5) -> tuple[jax.Array, 
 
     Args:
       advantages: A = r − V̂, [B].
-      epsilon: added to the standard deviation. Large against float32's rounding of the mean, so that
-        a batch of equal advantages gives (nearly) zeros.
+      epsilon: added to the standard deviation. It is large against float32's rounding of the mean,
+        so that a batch of equal advantages gives (nearly) zeros.
 
     Returns:
       (normalised advantages [B], the scale [] they were divided by).

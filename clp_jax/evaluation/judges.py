@@ -21,7 +21,7 @@ from clp_jax.evaluation import judge as judge_lib
 from clp_jax.evaluation.judge import CRITERIA, Answer, Judge, Question, Verdict
 from clp_jax.rewards import registry
 from clp_jax.rewards.base import RewardStack
-from clp_jax.rewards.http import HTTPReward
+from clp_jax.rewards.endpoint import Endpoint
 
 REWARD_PREFIX = "reward:"
 
@@ -87,7 +87,7 @@ def make_judge(spec: str, model: str | None = None, **options: Any) -> Judge:
         raise ValueError(
             f"--judge={spec!r} is none of http://HOST/v1, {REWARD_PREFIX}NAME, my_module.my_judge"
         )
-    judge = registry._resolve(spec, "--judge")
+    judge = registry.resolve(spec, "--judge")
     if not callable(judge):
         raise ValueError(f"--judge={spec}: {judge!r} is not callable")
     return judge
@@ -121,24 +121,10 @@ def read_verdict(text: str) -> Verdict:
     return Verdict.FIRST if match[1] == "1" else Verdict.SECOND
 
 
-class _Endpoint(HTTPReward):
-    """One connection: `HTTPReward`'s attempts, time-outs and waiting, for another protocol."""
-
-    def post(self, request: Mapping[str, Any]) -> bytes:
-        """The body of the answer. Raises ConnectionError after the last attempt."""
-        return self._post(request)[0]
-
-    def _attempt(self, request: Mapping[str, Any]) -> Any:
-        answer, problem = super()._attempt(request)
-        if answer is not None and answer.status_code == 400 and _refusal(answer.content):
-            return answer, ""
-        return answer, problem
-
-
 class ChatJudge:
     """A chat model behind an OpenAI-compatible HTTP API: POST {base_url}/chat/completions.
 
-    Attempts, waits and time-outs are those of `HTTPReward`. An answer that does not name a summary,
+    Attempts, waits and time-outs are those of `Endpoint`. An answer that does not name a summary,
     is malformed in any other way, or was refused, is `Verdict.NONE`.
 
     Args:
@@ -149,7 +135,7 @@ class ChatJudge:
       concurrency: requests at a time, at least 1.
       temperature: None leaves it to the server.
       max_tokens: likewise; of an answer, at least 1.
-      timeout: see `HTTPReward`.
+      timeout: see `Endpoint`.
       retries: likewise.
       backoff: likewise.
 
@@ -182,10 +168,17 @@ class ChatJudge:
         self._url = base_url.rstrip("/") + "/chat/completions"
         self._concurrency = concurrency
         self._endpoints = [
-            _Endpoint(self._url, timeout=timeout, retries=retries, backoff=backoff, headers=headers)
+            Endpoint(
+                self._url,
+                timeout=timeout,
+                retries=retries,
+                backoff=backoff,
+                headers=headers,
+                accepts=_refusal,
+            )
             for _ in range(concurrency)
         ]
-        self._free: queue.SimpleQueue[_Endpoint] = queue.SimpleQueue()
+        self._free: queue.SimpleQueue[Endpoint] = queue.SimpleQueue()
         for endpoint in self._endpoints:
             self._free.put(endpoint)
 
@@ -218,7 +211,7 @@ class ChatJudge:
         endpoint = self._free.get()
         try:
             message = {"role": "user", "content": prompt(question)}
-            body = endpoint.post({**self._settings, "messages": [message]})
+            body, _ = endpoint.post({**self._settings, "messages": [message]})
         finally:
             self._free.put(endpoint)
         content = _content(body)
@@ -238,10 +231,10 @@ def _content(body: bytes) -> str | None:
     return content if isinstance(content, str) and not refusal and ended not in _CUT_OFF else None
 
 
-def _refusal(body: bytes) -> bool:
+def _refusal(status: int, body: bytes) -> bool:
     """Whether an error concerns only the question that was asked."""
     try:
-        return json.loads(body)["error"]["code"] in _REFUSALS
+        return status == 400 and json.loads(body)["error"]["code"] in _REFUSALS
     except (ValueError, KeyError, TypeError):
         return False
 

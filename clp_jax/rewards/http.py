@@ -13,24 +13,16 @@ equal length, and answers `{"scores": [...]}`, one finite number for each comple
 import json
 import math
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:  # imported when it is used: runs without such a reward do not need it
-    import requests
-
-# Too many requests; bad gateway, unavailable, gateway time-out: what waiting may mend.
-_RETRIED_STATUS = (429, 502, 503, 504)
-
-_SHOWN = 200  # characters of an answer in a message
+from clp_jax.rewards.endpoint import Endpoint, attempts, shown
 
 
 class HTTPReward:
     """A host reward whose scores a server gives.
 
-    Connection errors, time-outs and status 429, 502, 503 and 504 are tried again: first at once,
-    then after `backoff` · 2, · 4, · 8 ... seconds (at most 120), or what the server's Retry-After
-    says. Everything else, and the last failure, is an error: no score is ever made up. Redirections
-    are not followed.
+    What is tried again, and when, is `Endpoint`'s. What fails then is an error: no score is ever
+    made up.
 
     Args:
       url: of the server; http:// or https://. Messages show it, so keep secrets in `headers`.
@@ -58,23 +50,15 @@ class HTTPReward:
         headers: Mapping[str, str] | None = None,
         range: tuple[float, float] = (0, 1),
     ):
-        if not url.startswith(("http://", "https://")):
-            raise ValueError(f"HTTPReward: url={url!r} must begin with http:// or https://")
         if isinstance(columns, str):
-            raise ValueError(f"HTTPReward: columns={columns!r} must be a tuple of names")
-        for name, number, valid, expected in (
-            ("batch_size", batch_size, batch_size >= 1, "at least 1"),
-            ("timeout", timeout, 0 < timeout < math.inf, "a positive number of seconds"),
-            ("retries", retries, retries >= 0, "at least 0"),
-            ("backoff", backoff, 0 <= backoff < math.inf, "at least 0 seconds"),
-        ):
-            if not valid:
-                raise ValueError(f"HTTPReward: {name}={number!r} must be {expected}")
-        self.url, self.columns, self.range = url, tuple(columns), range
-        self._batch_size, self._timeout = batch_size, timeout
-        self._retries, self._backoff = retries, backoff
-        self._headers = dict(headers or {})
-        self._session: requests.Session | None = None
+            raise ValueError(f"{url}: columns={columns!r} must be a tuple of names")
+        if batch_size < 1:
+            raise ValueError(f"{url}: batch_size={batch_size!r} must be at least 1")
+        self.columns, self.range = tuple(columns), range
+        self._batch_size = batch_size
+        self._endpoint = Endpoint(
+            url, timeout=timeout, retries=retries, backoff=backoff, headers=headers
+        )
 
     def __call__(
         self, prompts: Sequence[str], completions: Sequence[str], **columns: Sequence[Any]
@@ -93,58 +77,12 @@ class HTTPReward:
                 "completions": list(completions[part]),
                 "columns": {name: list(columns[name][part]) for name in self.columns},
             }
-            scores += self._scores(*self._post(request), len(request["completions"]))
+            scores += self._scores(*self._endpoint.post(request), len(request["completions"]))
         return scores
 
     def close(self) -> None:
         """Closes the connection; another call opens it again."""
-        if self._session is not None:
-            self._session.close()
-        self._session = None
-
-    def _post(self, request: Mapping[str, Any]) -> tuple[bytes, int]:
-        """The body of the answer, and how many attempts it took."""
-        from urllib3.exceptions import InvalidHeader
-        from urllib3.util import Retry
-
-        # Only its waiting is used: inside `requests` it would not see an answer that breaks off.
-        retry, tries = Retry(None, backoff_factor=self._backoff), 1
-        while True:
-            answer, problem = self._attempt(request)
-            if answer is not None and not problem:
-                return answer.content, tries
-            again = answer is None or answer.status_code in _RETRIED_STATUS
-            if not again or tries > self._retries:
-                raise ConnectionError(f"{self.url} failed ({_attempts(tries)}): {problem}")
-            raw = None if answer is None else answer.raw
-            retry, tries = retry.increment("POST", self.url, raw), tries + 1
-            try:
-                retry.sleep(raw)
-            except InvalidHeader:  # a Retry-After that says nothing
-                retry.sleep()
-
-    def _attempt(self, request: Mapping[str, Any]) -> "tuple[requests.Response | None, str]":
-        """(the answer, if one came, and what is wrong with it or its status; else "")."""
-        import requests
-
-        self._session = self._session or requests.Session()
-        try:
-            answer = self._session.post(
-                self.url,
-                json=request,
-                headers=self._headers,
-                timeout=self._timeout,
-                allow_redirects=False,  # it would make a GET of the POST
-            )
-        except (
-            requests.ConnectionError,
-            requests.Timeout,
-            requests.exceptions.ChunkedEncodingError,
-        ) as error:
-            return None, f"{type(error).__name__}: {error}"
-        if answer.ok and not answer.is_redirect:
-            return answer, ""
-        return answer, f"status {answer.status_code}, {_shown(answer.content)}"
+        self._endpoint.close()
 
     def _scores(self, body: bytes, tries: int, count: int) -> list[float]:
         """The scores in an answer.
@@ -152,15 +90,15 @@ class HTTPReward:
         Raises:
           ValueError: it is not {"scores": `count` finite numbers}.
         """
-        where = f"{self.url} ({_attempts(tries)})"
+        where = f"{self._endpoint.url} ({attempts(tries)})"
         try:
             scores = json.loads(body)["scores"]
         except (ValueError, KeyError, TypeError):
             raise ValueError(
-                f'{where} answered {_shown(body)}; expected JSON {{"scores": [...]}}'
+                f'{where} answered {shown(body)}; expected JSON {{"scores": [...]}}'
             ) from None
         if not isinstance(scores, list) or len(scores) != count:
-            given = f"{len(scores)} scores" if isinstance(scores, list) else repr(scores)[:_SHOWN]
+            given = f"{len(scores)} scores" if isinstance(scores, list) else repr(scores)[:200]
             raise ValueError(f"{where} answered {given} for {count} completions")
         for i, score in enumerate(scores):
             number = isinstance(score, int | float) and not isinstance(score, bool)
@@ -170,12 +108,3 @@ class HTTPReward:
                     "expected a finite number"
                 )
         return [float(score) for score in scores]
-
-
-def _attempts(tries: int) -> str:
-    return f"{tries} attempt" + "s" * (tries > 1)
-
-
-def _shown(body: bytes) -> str:
-    text = body.decode(errors="replace")
-    return repr(text if len(text) <= _SHOWN else text[:_SHOWN] + "...")

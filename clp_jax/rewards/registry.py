@@ -133,7 +133,7 @@ class _Loader:
                 f"{name!r} (from {source}) cannot name a reward: use letters, digits, '_', '-', '.'"
             )
         if name not in self.rewards:
-            self.rewards[name] = _resolve(target, f"reward {name!r} (from {source})")
+            self.rewards[name] = resolve(target, f"reward {name!r} (from {source})")
             self._targets[name] = target
         elif self._targets[name] != target:
             raise ValueError(
@@ -187,7 +187,7 @@ def _name_of(item: Any, source: str) -> str:
     return getattr(item, "__name__", type(item).__name__)
 
 
-def _resolve(target: Any, where: str) -> Any:
+def resolve(target: Any, where: str) -> Any:
     """The reward itself: imports a dotted path, and makes an instance of a class."""
     reward = _imported(target, where) if isinstance(target, str) else target
     if not inspect.isclass(reward):
