@@ -3,7 +3,9 @@
 The parameters are mixed for one weighting; then rollouts of the mixed parameters and of the
 reference's go through one and the same compiled function, in turns. `policy` is the whole
 `CLPPolicy.generate`, which mixes at the first call with a weighting and scores the completions
-under the reference; `plain policy` is the same with one objective and nothing to mix.
+under the reference; `plain policy` is the same with one objective and nothing to mix. `logits`
+mixes the logits of the steered parameters and the reference's at every token (DeRa, Liu et al.
+2024), in place of parameters.
 
     python benchmarks/steering.py --batch_size=8 --batch_size=32 --output=steering.json
 
@@ -22,12 +24,14 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import common
+import numpy as np
 import processes
 
 # What is timed -> (what it is compared with, what the ratio shall not exceed).
 _BASES = {
     "plain": ("plain", None),
     "steered": ("plain", 1.02),
+    "logits": ("steered", None),
     "plain policy": ("plain policy", None),
     "policy": ("plain policy", 1.02),
     "mix": ("plain", None),
@@ -40,7 +44,7 @@ def make_turns(settings: Mapping[str, Any]) -> dict[str, Callable[[], float]]:
 
     from clp_jax import conditioning, subset, train_step
     from clp_jax.models.decoding import Decoding
-    from clp_jax.models.sampling import sample
+    from clp_jax.models.sampling import sample, sample_mixture
     from clp_jax.policy import CLPPolicy
     from clp_jax.weighting import Weighting
 
@@ -61,6 +65,12 @@ def make_turns(settings: Mapping[str, Any]) -> dict[str, Callable[[], float]]:
         keys = jax.random.split(key, prompts.shape[0])
         return sample(module, params, prompts, keys, clp.decoding)
 
+    @jax.jit
+    def mixed_logits(models: list[Any], coefficients: jax.Array, key: jax.Array) -> Any:
+        keys = jax.random.split(key, prompts.shape[0])
+        return sample_mixture(module, models, coefficients, prompts, keys, clp.decoding)
+
+    coefficients = jax.device_put(np.array([0.7, 0.3], np.float32))
     policy = CLPPolicy(clp, params, reference)
     single = conditioning.init_clp_params(reference, subset.none(), 1)
     plain_policy = CLPPolicy(clp, single, reference)
@@ -68,6 +78,7 @@ def make_turns(settings: Mapping[str, Any]) -> dict[str, Callable[[], float]]:
     calls: dict[str, Callable[[], Any]] = {
         "plain": lambda: rollout(reference, key),
         "steered": lambda: rollout(mixed, key),
+        "logits": lambda: mixed_logits([mixed, reference], coefficients, key),
         "plain policy": lambda: plain_policy.generate(no_weighting, prompts, key),
         "policy": lambda: policy.generate(weighting, prompts, key),
         "mix": lambda: condition(params, reference, weighting),

@@ -146,18 +146,22 @@ def _train(run: Run, reference: Params, *, evaluate: bool) -> None:
 
 
 class _Evaluation:
-    """The evaluations of a run under way; the compiled generator is kept from one to the next."""
+    """The evaluations of a run under way; generator and prompts are kept from one to the next."""
 
     def __init__(self, run: Run, reference: Params, log: MetricsLog):
         self._run, self._log, self._reference = run, log, reference
         self._policy: Any = None
+        self._prompts: sweep.Prompts | None = None
 
     def __call__(self, state: TrainState, step: int) -> None:
         if self._policy is None:
             self._policy = policy_of(self._run, state.params, self._reference)
         self._policy.params = state.params
-        folder = _evaluation_folder(self._run, step)
-        result = sweep.sweep(self._policy, self._run, folder=folder, name=f"step {step}")
+        self._prompts = self._prompts or sweep.Prompts(self._run)
+        folder, name = _evaluation_folder(self._run, step), f"step {step}"
+        result = sweep.sweep(
+            self._policy, self._run, folder=folder, name=name, prompts=self._prompts
+        )
         self._policy.release()
         report.write(result, folder)
         self._log.scalars(step, result.scalars())

@@ -155,17 +155,9 @@ def compare(
     point = _reference_point(aligned, reference_point)
     fronts = tuple(
         _front({r.label: r.result.part(rows) for r in aligned}, baseline, point, resamples)
-        for rows in front_rows(aligned[0].result)
+        for rows in aligned[0].result.front_rows()
     )
     return Comparison(tuple(aligned), baseline, fronts, resamples, tuple(notes))
-
-
-def front_rows(swept: SweepResult) -> list[np.ndarray]:
-    """The rows of each front: those of one α, or all of them with a single reward."""
-    if len(swept.names) == 1:
-        return [np.arange(len(swept.kl_weights))]
-    distinct = dict.fromkeys(swept.kl_weights.tolist())
-    return [np.flatnonzero(swept.kl_weights == kl_weight) for kl_weight in distinct]
 
 
 def measured(part: SweepResult) -> tuple[tuple[str, ...], np.ndarray, np.ndarray]:
@@ -187,7 +179,7 @@ def progress(comparison: Comparison) -> Iterator[Progress]:
     """Of each run that was evaluated at more than one step."""
     for run in comparison.runs:
         for step, swept in run.steps.items() if len(run.steps) > 1 else ():
-            for front, rows in zip(comparison.fronts, front_rows(swept), strict=True):
+            for front, rows in zip(comparison.fronts, swept.front_rows(), strict=True):
                 values = measured(swept.part(rows))[2].mean(axis=1)
                 yield Progress(
                     label=run.label,

@@ -10,7 +10,6 @@ matplotlib.use("Agg")  # no display on a training machine
 import numpy as np
 from matplotlib import pyplot as plt
 
-from clp_jax.evaluation import comparison as comparison_lib
 from clp_jax.evaluation.comparison import Comparison
 from clp_jax.evaluation.comparison_tables import front_title
 from clp_jax.evaluation.result import SweepResult
@@ -85,7 +84,7 @@ def progress(comparison: Comparison, path: pathlib.Path) -> None:
     for column, run in enumerate(runs):
         colours = plt.get_cmap("viridis")(np.linspace(0.9, 0, len(run.steps)))
         for (step, swept), colour in zip(run.steps.items(), colours, strict=True):
-            for axes, rows in zip(panels[:, column], comparison_lib.front_rows(swept), strict=True):
+            for axes, rows in zip(panels[:, column], swept.front_rows(), strict=True):
                 _front(axes, swept.part(rows), color=colour, label=f"step {step:,}", marker="o")
         for axes, front in zip(panels[:, column], comparison.fronts, strict=True):
             _finish(axes, ", ".join(filter(None, [_plain(run.label), front_title(front)])))

@@ -112,10 +112,14 @@ class SweepResult:
 
     def fronts(self) -> list["SweepResult"]:
         """One part for each α, in which only w varies; with one reward, everything, as α varies."""
+        return [self.part(rows) for rows in self.front_rows()]
+
+    def front_rows(self) -> list[np.ndarray]:
+        """The rows of each of `fronts`."""
         if len(self.names) == 1:
-            return [self]
+            return [np.arange(len(self.kl_weights))]
         distinct = dict.fromkeys(self.kl_weights.tolist())
-        return [self.part(np.flatnonzero(self.kl_weights == kl_weight)) for kl_weight in distinct]
+        return [np.flatnonzero(self.kl_weights == kl_weight) for kl_weight in distinct]
 
     def part(self, rows: np.ndarray) -> "SweepResult":
         """The weightings of some rows alone."""

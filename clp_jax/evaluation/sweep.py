@@ -35,6 +35,7 @@ def sweep(
     weightings: Sequence[tuple[float, np.ndarray]] | None = None,
     folder: pathlib.Path | None = None,
     name: str = "",
+    prompts: "Prompts | None" = None,
 ) -> SweepResult:
     """Generates for every validation prompt at every weighting, and scores it.
 
@@ -48,9 +49,10 @@ def sweep(
       folder: each weighting is kept there when it is done, and read by the next call that wants the
         same; None to keep nothing.
       name: what the policy is, e.g. its step; a weighting of another name is not read.
+      prompts: of the run, for several sweeps of it; None to read them.
     """
     weightings = grid(run) if weightings is None else weightings
-    prompts = _Prompts(run)
+    prompts = prompts or Prompts(run)
     started, said, parts = time.monotonic(), time.monotonic(), []
     for i, (kl_weight, reward_weights) in enumerate(weightings):
         kept = _Kept(run, folder, name, i, kl_weight, reward_weights, len(prompts.documents))
@@ -74,8 +76,8 @@ def sweep(
     )
 
 
-class _Prompts:
-    """The validation prompts, in batches of one size.
+class Prompts:
+    """A run's validation prompts, in batches of one size.
 
     Attributes:
       batches: (batch, how many of its examples count, prompts [width, E]).
@@ -105,7 +107,7 @@ class _Prompts:
 
 
 def _at(
-    policy: SteerablePolicy, run: Run, prompts: _Prompts, weighting: Weighting
+    policy: SteerablePolicy, run: Run, prompts: Prompts, weighting: Weighting
 ) -> dict[str, np.ndarray]:
     """The fields of `SweepResult` at one weighting, [P, ...] each."""
     parts = []

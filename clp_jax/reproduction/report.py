@@ -42,7 +42,7 @@ _FIGURES = (
      "One reward, α varied (Fig. 2a), seed {seed}."),
     ("three_rewards", ("full", "attn", "soup"), "bars",
      "Three rewards (Fig. 4), seed {seed}: 1 − V / V of Rewarded Soups; lower is better."),
-    ("two_rewards", ("full", "attn", "logit", "prompting"), "progress",
+    ("two_rewards", ("full", "attn", "prompting"), "progress",
      "Fronts by training step (Fig. 5), seed {seed}."),
     ("small_model", ("full", "prompting", "soup"), "fronts",
      "Two rewards with a model of half the width (Fig. 7), seed {seed}."),
