@@ -11,9 +11,10 @@ from collections.abc import Sequence
 
 def main(argv: Sequence[str]) -> None:
     """The command."""
-    from clp_jax import command_line
+    from clp_jax import command_line, host_memory
 
     flags = _parser().parse_args(argv)
+    host_memory.keep_freed_memory()
     with command_line.errors("clp_jax.evaluate"):
         run = command_line.saved_run(flags.model_dir)
         run = command_line.with_evaluation(run, flags.grid_points, flags.num_examples, flags.mixing)

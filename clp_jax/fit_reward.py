@@ -22,8 +22,9 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(argv: Sequence[str]) -> None:
     """The command."""
-    from clp_jax import command_line
+    from clp_jax import command_line, host_memory
 
+    host_memory.keep_freed_memory()
     with command_line.errors("clp_jax.fit_reward"):
         from clp_jax.rewards.fit_config import FitRun
 

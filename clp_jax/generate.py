@@ -14,9 +14,10 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 def main(argv: Sequence[str]) -> None:
     """The command."""
-    from clp_jax import command_line
+    from clp_jax import command_line, host_memory
 
     flags = _parser().parse_args(argv)
+    host_memory.keep_freed_memory()
     with command_line.errors("clp_jax.generate"):
         run = command_line.saved_run(flags.model_dir)
         from clp_jax import generation

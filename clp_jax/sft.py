@@ -12,8 +12,9 @@ from collections.abc import Sequence
 
 def main(argv: Sequence[str]) -> None:
     """The command."""
-    from clp_jax import command_line
+    from clp_jax import command_line, host_memory
 
+    host_memory.keep_freed_memory()
     with command_line.errors("clp_jax.sft"):
         run, _ = command_line.configured_run("clp_jax.sft", __doc__, argv)
         if run.sft.steps < 1:

@@ -20,8 +20,9 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(argv: Sequence[str]) -> None:
     """The command."""
-    from clp_jax import command_line
+    from clp_jax import command_line, host_memory
 
+    host_memory.keep_freed_memory()
     with command_line.errors("clp_jax.train"):
         run, flags = command_line.configured_run("clp_jax.train", __doc__, argv, _add_arguments)
         from clp_jax import training

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 
 import jax
 
+from clp_jax import host_memory
 from clp_jax.metrics_log import say
 from clp_jax.reproduction.runs import RunSpec
 
@@ -64,6 +65,7 @@ def _cost(spec: RunSpec) -> float:
 
 def _start(cores, cache: str) -> None:
     """Before JAX looks for its devices: one core, and programs that are compiled once for all."""
+    host_memory.keep_freed_memory()
     os.sched_setaffinity(0, {cores.get()})
     jax.config.update("jax_compilation_cache_dir", cache)
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
