@@ -14,9 +14,11 @@ class Ours:
     def __init__(self, settings: Mapping[str, Any]):
         import jax
 
+        from clp_jax import host_memory
         from clp_jax.models import sampling
         from clp_jax.models.decoding import Decoding
 
+        host_memory.keep_freed_memory()  # as its commands do
         self._decoding = Decoding
         module, self._params = _load_jax(settings)
         self._prompts = jax.device_put(common.make_prompts(settings))

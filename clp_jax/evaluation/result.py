@@ -9,8 +9,6 @@ from typing import Any
 
 import numpy as np
 
-from clp_jax.evaluation import pareto
-
 PROMPTS = "prompts.npz"
 
 _TEXTS = ("documents", "references", "completions")
@@ -139,6 +137,8 @@ class SweepResult:
 
         0 where it is not defined, because w_i or v_i is constant.
         """
+        from clp_jax.evaluation import pareto  # results are written where moocore is not installed
+
         taus = pareto.controllability(self.reward_weights, self.values)
         return dict(zip(self.names, taus.tolist(), strict=True))
 

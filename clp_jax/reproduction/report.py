@@ -34,6 +34,13 @@ pilot study on another small corpus had found, before these runs were made; thos
 the sign alone.
 """
 
+_ACCELERATOR = """## With an accelerator
+
+The same comparison with a T5 of T5-small's size, trained from scratch on posts of Reddit with
+learned rewards, is ready in `experiments/tldr_from_scratch/`: two commands of nine minutes. No
+accelerator has run it yet.
+"""
+
 # What is drawn: experiment, methods, figure.
 _FIGURES = (
     ("two_rewards", ("full", "attn", "logit", "prompting", "soup"), "fronts",
@@ -84,6 +91,7 @@ def write(
         *[_claim(claim, spent) for claim in found],
         _oracle(results),
         *_figures(document, results),
+        _ACCELERATOR,
         _commands(runs, output, spent),
     ]
     partial = document.with_name(f".{document.name}.partial")

@@ -1,0 +1,1 @@
+"""Four methods and three rewards on posts of Reddit, with a T5 trained from scratch."""
