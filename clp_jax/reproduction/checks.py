@@ -62,13 +62,18 @@ class Check:
             for sign, bound in (("≥", self.at_least), ("≤", self.at_most))
             if bound is not None
         ]
+        margin = f" ± {self.margin:.3f}" if len(self.values) > 1 else ""
         return {
             "figure": self.what,
-            "mean over seeds": f"{self.mean:.3f} ± {self.margin:.3f}",
-            "each seed": ", ".join(f"{value:.3f}" for value in self.values),
+            "mean over seeds": _shown(self.mean) + margin,
+            "each seed": ", ".join(map(_shown, self.values)),
             "bound": " and ".join(bounds),
             "holds": "yes" if self.holds else "no",
         }
+
+
+def _shown(value: float) -> str:
+    return f"{round(value, 3) + 0.0:.3f}"  # not -0.000
 
 
 @dataclasses.dataclass(frozen=True)

@@ -24,14 +24,15 @@ finetuned on the reference summaries. This is far from T5-base on XSum: what hol
 hold there, nor the other way round. One reference policy serves all runs; the {seeds} seeds
 change what is sampled and the order of the data. Values are KL-regularised rewards at α = 0.01
 (Sec. 4.1.2) over {prompts} held-out prompts, in units in which each reward's range is 1; every
-hypervolume has the reference point 0.
+hypervolume has the reference point 0. Runs of the main comparison, of two rewards, have {steps}
+steps of batch 32, the others {short_steps}.
 
 A claim is turned into figures with bounds, and each figure has to keep its bound in every seed.
 A claim **holds** if all of its figures do, **partly** if some do. "±" is half of the 95 %
 confidence interval of the mean over the seeds (Student's t). The paper gives no numbers for
-"dominates", "steerable" or "competitive": the bounds are ours, set at half or less of what a
-pilot study on another small corpus had found, before these runs were made; those of 0 ask for
-the sign alone.
+"dominates", "steerable" or "competitive": the bounds are ours. Most come from a pilot study on
+another small corpus, less a margin; all were set before these runs were made, and none was
+changed after. Those of 0 ask for the sign alone.
 """
 
 _ACCELERATOR = """## With an accelerator
@@ -83,6 +84,8 @@ def write(
         device=platform.processor() or platform.machine(),
         jax=jax.__version__,
         seeds=len(scale.seeds),
+        steps=scale.steps,
+        short_steps=scale.short_steps,
         prompts=results.of("two_rewards", "full")[0].num_prompts,
     )
     parts = [
