@@ -151,7 +151,7 @@ def _figures(document: pathlib.Path, results: Results) -> list[str]:
     parts, seed = ["## Figures"], results.seeds[0]
     for experiment, methods, kind, caption in _FIGURES:
         runs = [_evaluated(results, experiment, m, progress=kind == "progress") for m in methods]
-        baseline = NAMES["soup"] if "soup" in methods else None
+        baseline = next((NAMES[m] for m in ("soup", "dera") if m in methods), None)
         compared = comparison.compare(runs, baseline, resamples=200)
         name = f"{experiment}_{kind}.png"
         getattr(comparison_plots, kind)(compared, folder / name)
