@@ -54,11 +54,12 @@ def two_reward_results(tmp_path, full, soup, steps=(125, 250, 500)):
         values = {"full": full, "attn": full, "soup": soup}.get(method, point)
         for seed, step in [(s, t) for s in (0, 1, 2) for t in steps]:
             folder = tmp_path / f"runs/two_rewards/{method}/{seed}/evaluation/{step}"
-            sweeps.save(sweeps.sweep(values, names=("entailment", "rouge")), folder)
+            sweeps.save(sweeps.sweep(values, WEIGHTS, names=("entailment", "rouge")), folder)
     return claims.Results(tmp_path, runs.BRIEFS)
 
 
 W = np.linspace(1, 0, 11)
+WEIGHTS = np.stack([W, 1 - W], axis=1)
 WIDE = np.stack([np.sin(np.pi / 2 * W), np.cos(np.pi / 2 * W)], axis=1)  # bulges out
 STRAIGHT = np.stack([W, 1 - W], axis=1)
 
@@ -87,9 +88,10 @@ def test_the_oracle_is_no_further_from_itself(tmp_path):
     from clp_jax.data.briefs import corpus, oracle
 
     documents = [brief["document"] for brief in corpus.generate("validation", 4)]
-    weights = np.stack([W, 1 - W], axis=1)
-    best = oracle.front(documents, weights, ("entailment", "rouge"))
-    swept = sweeps.sweep(best - 0.25, names=("entailment", "rouge"), documents=documents)
+    best = oracle.front(documents, WEIGHTS, ("entailment", "rouge"))
+    swept = sweeps.sweep(
+        best - 0.25, WEIGHTS, names=("entailment", "rouge"), documents=np.array(documents, object)
+    )
     for seed in range(3):
         sweeps.save(swept, tmp_path / f"runs/two_rewards/full/{seed}/evaluation/500")
     results = claims.Results(tmp_path, runs.BRIEFS)

@@ -87,7 +87,7 @@ def surrogate(clp, state, reference, rollout, rewards, weighting):
         )
         r = (1 - alpha) * float(w @ np.asarray(rewards[b])) - alpha * kl
         advantages.append(r - float(w @ values[b]))
-    advantages = (np.asarray(advantages) - np.mean(advantages)) / np.std(advantages)
+    advantages = (np.asarray(advantages) - np.mean(advantages)) / (np.std(advantages) + 1e-5)
 
     def loss(params):
         policy = condition(params, reference, weighting[0], clp.kl_mix)
@@ -139,7 +139,7 @@ def test_update_of_groups_weighs_each_example_by_its_own_weighting(clp, referenc
         objectives.append((1 - alpha) * float(w @ rewards[b]) - alpha * float(ratio.sum()))
         advantages.append(objectives[-1] - float(w @ values[b]))
     assert metrics["objective/regularized"] == pytest.approx(np.mean(objectives), abs=1e-4)
-    advantages = (np.asarray(advantages) - np.mean(advantages)) / np.std(advantages)
+    advantages = (np.asarray(advantages) - np.mean(advantages)) / (np.std(advantages) + 1e-5)
     log_probs = [float((rollout.log_probs[b] * rollout.mask[b]).sum()) for b in range(4)]
     expected = -np.mean(advantages * log_probs)
     assert metrics["loss/policy"] == pytest.approx(expected, abs=1e-3)
