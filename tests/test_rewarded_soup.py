@@ -44,6 +44,7 @@ def test_the_budget_is_divided(tmp_path):
         rewarded_soup.expert_runs(smoke.configured(tmp_path, "TRAIN_STEPS=1", files=SOUP))
 
 
+@pytest.mark.slow
 def test_an_expert_is_a_run_of_its_reward_alone(soup_dir, tmp_path):
     run = smoke.configured(soup_dir, "TRAIN_STEPS=7", files=SOUP)
     params, reference, steps = training.restore_params(run)
@@ -62,6 +63,7 @@ def test_an_expert_is_a_run_of_its_reward_alone(soup_dir, tmp_path):
         assert same(conditioning.expert(params, i), conditioning.expert(state.params, 0))
 
 
+@pytest.mark.slow
 def test_parameters_are_mixed_linearly(soup_dir):
     run = smoke.configured(soup_dir, "TRAIN_STEPS=7", files=SOUP)
     policy, _ = training.restore_policy(run)
@@ -76,12 +78,14 @@ def test_parameters_are_mixed_linearly(soup_dir):
     assert not same(experts[0], reference)
 
 
+@pytest.mark.slow
 def test_a_soup_is_evaluated_at_its_last_step(soup_dir):
     values = json.loads((soup_dir / "evaluation/7/values.json").read_text())
     assert values["reward_weights"] == [[1, 0], [0.5, 0.5], [0, 1]]
     assert not list((soup_dir / "experts").glob("*/evaluation"))
 
 
+@pytest.mark.slow
 def test_a_soup_that_was_stopped_goes_on(soup_dir, tmp_path, monkeypatch):
     class Killed(Exception):
         pass
@@ -104,6 +108,7 @@ def test_a_soup_that_was_stopped_goes_on(soup_dir, tmp_path, monkeypatch):
     assert same(*states)
 
 
+@pytest.mark.slow
 def test_every_command_takes_a_soup(soup_dir, tmp_path, capfd):
     evaluate.main([f"--model_dir={soup_dir}", "--mixing=logits", "--num_examples=4"])
     logits = json.loads((soup_dir / "evaluation/7-logits-custom/values.json").read_text())
