@@ -108,7 +108,7 @@ def test_a_run_that_fails_is_named(tmp_path):
         workers.execute([spec], tmp_path, 1)
 
 
-@pytest.mark.slow
+@pytest.mark.very_slow
 def test_all_of_it_in_miniature_and_again(tmp_path):
     output = tmp_path / "runs"
     done = smoke.command("clp_jax.reproduce", "--quick", f"--output={output}")
