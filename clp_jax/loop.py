@@ -61,9 +61,8 @@ def train(
       save_period: steps between checkpoints; the last step is always saved.
       log: gets metrics and samples.
       checkpoints: gets state and data position.
-      evaluate: called with (state, steps done) every `eval_period` steps and at the end; the caller
-        makes up for one that failed.
-      eval_period: 0 for the end only.
+      evaluate: called with (state, steps done); the caller makes up for one that failed.
+      eval_period: steps between evaluations, besides that at the end; 0 for the end only.
       watch: called with (steps done, means) at every report.
 
     Raises:

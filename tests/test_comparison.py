@@ -163,9 +163,10 @@ def test_what_cannot_be_compared_is_refused_with_the_difference(runs, message):
 def test_scores_that_do_not_tell_a_range_are_no_reason_to_refuse():
     ours, theirs = two()
     floored = np.maximum(theirs.result.prompt_raw, theirs.result.prompt_raw.mean())
-    compare([ours, run("b", dataclasses.replace(theirs.result, prompt_raw=floored))])
+    compared = compare([ours, run("b", dataclasses.replace(theirs.result, prompt_raw=floored))])
+    assert list(compared.fronts[0].metrics) == [ours.label, "b"]
     flat = [run(label, sweeps.sweep([[0.5, 0.5]] * 3)) for label in "ab"]
-    compare(flat)
+    np.testing.assert_array_equal(compare(flat).fronts[0].dominance["b"].differences, 0)
 
 
 @pytest.mark.parametrize(

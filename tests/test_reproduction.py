@@ -11,6 +11,7 @@ import sweeps
 
 from clp_jax.reproduction import claims, report, runs, workers
 from clp_jax.reproduction.checks import Check, Claim
+from clp_jax.reproduction.results import Results
 from clp_jax.reproduction.runs import RunSpec
 
 
@@ -55,7 +56,7 @@ def two_reward_results(tmp_path, full, soup, steps=(125, 250, 500)):
         for seed, step in [(s, t) for s in (0, 1, 2) for t in steps]:
             folder = tmp_path / f"runs/two_rewards/{method}/{seed}/evaluation/{step}"
             sweeps.save(sweeps.sweep(values, WEIGHTS, names=("entailment", "rouge")), folder)
-    return claims.Results(tmp_path, runs.BRIEFS)
+    return Results(tmp_path, runs.BRIEFS)
 
 
 W = np.linspace(1, 0, 11)
@@ -94,7 +95,7 @@ def test_the_oracle_is_no_further_from_itself(tmp_path):
     )
     for seed in range(3):
         sweeps.save(swept, tmp_path / f"runs/two_rewards/full/{seed}/evaluation/500")
-    results = claims.Results(tmp_path, runs.BRIEFS)
+    results = Results(tmp_path, runs.BRIEFS)
     (row,) = claims.oracle_gaps(results, "two_rewards", ("full",))
     assert row == {
         "method": "full-CLP", "mean gap": "0.250", "largest gap": "0.250",

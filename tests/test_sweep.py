@@ -272,5 +272,6 @@ def test_a_weighting_of_something_else_is_measured_again(run, tmp_path):
     assert batches(run, "step 3") == 9
     assert batches(run, "step 3") == 0
     assert batches(run, "step 4") == 9
+    assert batches(dataclasses.replace(run, model_dir="elsewhere"), "step 4") == 9
     fewer = dataclasses.replace(run.evaluation, num_examples=11)
     assert batches(dataclasses.replace(run, evaluation=fewer), "step 4") == 6

@@ -1,7 +1,7 @@
 """Figures of several runs in the paper's form."""
 
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import matplotlib
@@ -24,12 +24,7 @@ def fronts(comparison: Comparison, path: pathlib.Path) -> None:
     square is the point of the largest weight on the first reward. One reward: reward against KL.
     Three or more, which no plane holds: V at each weighting.
     """
-    figure, panels = _panels(1, len(comparison.fronts))
-    for axes, front in zip(panels[0], comparison.fronts, strict=True):
-        for label, part in front.parts.items():
-            _front(axes, part, **_style(comparison, label))
-        _finish(axes, front_title(front))
-    _save(figure, path)
+    _each_front(comparison, _front, path)
 
 
 def reward_kl(comparison: Comparison, path: pathlib.Path) -> None:
@@ -38,12 +33,7 @@ def reward_kl(comparison: Comparison, path: pathlib.Path) -> None:
     With several rewards, their weighted sum w · R is on the axis; with three or more, w has no
     order, and the points are not joined.
     """
-    figure, panels = _panels(1, len(comparison.fronts))
-    for axes, front in zip(panels[0], comparison.fronts, strict=True):
-        for label, part in front.parts.items():
-            _reward_kl(axes, part, **_style(comparison, label))
-        _finish(axes, front_title(front))
-    _save(figure, path)
+    _each_front(comparison, _reward_kl, path)
 
 
 def bars(comparison: Comparison, path: pathlib.Path) -> None:
@@ -88,6 +78,16 @@ def progress(comparison: Comparison, path: pathlib.Path) -> None:
                 _front(axes, swept.part(rows), color=colour, label=f"step {step:,}", marker="o")
         for axes, front in zip(panels[:, column], comparison.fronts, strict=True):
             _finish(axes, ", ".join(filter(None, [_plain(run.label), front_title(front)])))
+    _save(figure, path)
+
+
+def _each_front(comparison: Comparison, draw: Callable[..., None], path: pathlib.Path) -> None:
+    """A panel for each α, in which `draw` adds one run after the other."""
+    figure, panels = _panels(1, len(comparison.fronts))
+    for axes, front in zip(panels[0], comparison.fronts, strict=True):
+        for label, part in front.parts.items():
+            draw(axes, part, **_style(comparison, label))
+        _finish(axes, front_title(front))
     _save(figure, path)
 
 

@@ -48,7 +48,8 @@ def sweep(
       weightings: (α, w); None for `grid(run)`.
       folder: each weighting is kept there when it is done, and read by the next call that wants the
         same; None to keep nothing.
-      name: what the policy is, e.g. its step; a weighting of another name is not read.
+      name: what the policy is, e.g. its step; a weighting of another name, or
+        of another MODEL_DIR, is not read.
       prompts: of the run, for several sweeps of it; None to read them.
     """
     weightings = grid(run) if weightings is None else weightings
@@ -185,6 +186,7 @@ class _Kept:
         others = self.run.evaluation.rewards
         return json.dumps(
             {
+                "model_dir": self.run.model_dir,
                 "name": self.name,
                 "kl_weight": self.kl_weight,
                 "reward_weights": self.reward_weights.tolist(),

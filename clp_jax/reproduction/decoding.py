@@ -1,10 +1,12 @@
 """What decoding costs when logits are mixed in place of parameters (Sec. 4.1.1, Fig. 2b)."""
 
+import dataclasses
 import functools
 import time
 from collections.abc import Callable
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from clp_jax.conditioning import CLPParams, condition
@@ -35,9 +37,7 @@ def logit_mixing_cost(
     m = jax.tree.leaves(params.conditioned)[0].shape[0]
     weighting = Weighting.of(0.1, np.full(m, 1 / m))
     # No token has this id: both loops run to their end.
-    decoding = clp.decoding.__class__(
-        clp.decoding.max_decode_length, eos_id=clp.module.config.vocab_size + 1
-    )
+    decoding = dataclasses.replace(clp.decoding, eos_id=clp.module.config.vocab_size + 1)
     mix = functools.partial(condition, kl_mix=clp.kl_mix)
 
     def mixed_parameters(params, reference, prompts, keys):
@@ -47,7 +47,7 @@ def logit_mixing_cost(
     def mixed_logits(params, reference, prompts, keys):
         models = [mix(params, reference, weighting), reference]
         beta = clp.kl_mix(weighting.kl_weight)
-        coefficients = jax.numpy.stack([1 - beta, beta])
+        coefficients = jnp.stack([1 - beta, beta])
         return sample_mixture(clp.module, models, coefficients, prompts, keys, decoding).tokens
 
     keys = jax.random.split(jax.random.key(0), len(prompts))

@@ -10,7 +10,8 @@ from clp_jax.evaluation import alignment, comparison, comparison_plots
 from clp_jax.metrics_log import markdown_table
 from clp_jax.reproduction import claims
 from clp_jax.reproduction.checks import Claim
-from clp_jax.reproduction.claims import NAMES, Results
+from clp_jax.reproduction.claims import NAMES
+from clp_jax.reproduction.results import Results
 from clp_jax.reproduction.runs import RunSpec, Scale
 from clp_jax.reproduction.workers import seconds
 

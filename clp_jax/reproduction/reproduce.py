@@ -8,7 +8,7 @@ import numpy as np
 from clp_jax.metrics_log import say
 from clp_jax.reproduction import claims, report, workers
 from clp_jax.reproduction.checks import Check, Claim
-from clp_jax.reproduction.claims import Results
+from clp_jax.reproduction.results import Results
 from clp_jax.reproduction.runs import Scale, reference_spec, specs
 
 MODELS = ("tiny", "mini")
