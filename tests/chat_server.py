@@ -1,8 +1,9 @@
 """A chat model behind HTTP, as far as the tests of judges need one."""
 
-import http.server
 import json
 import threading
+
+from local_server import LocalServer
 
 
 def completion(content, **choice):
@@ -18,7 +19,7 @@ def shorter(request):
     return completion("SUMMARY1" if len(first) < len(second) else "SUMMARY2")
 
 
-class ChatServer:
+class ChatServer(LocalServer):
     """Answers from a script, and prefers the shorter summary when that is at its end.
 
     Attributes:
@@ -32,39 +33,25 @@ class ChatServer:
     def __init__(self):
         self.script, self.requests, self.most, self._now = [], [], 0, 0
         self.delay = lambda request: 0.0
-        self.stopping, lock, outer = threading.Event(), threading.Lock(), self
+        self._lock = threading.Lock()
+        super().__init__(self._answer, "/v1")
 
-        class Handler(http.server.BaseHTTPRequestHandler):
-            def do_POST(self):
-                body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-                with lock:
-                    outer.requests.append((self.path, dict(self.headers), body))
-                    outer._now += 1
-                    outer.most = max(outer.most, outer._now)
-                    step = (outer.script.pop(0) if outer.script else None) or shorter
-                outer.stopping.wait(outer.delay(body))
-                status, answer = step if isinstance(step, tuple) else (200, step(body))
-                content = answer if isinstance(answer, bytes) else json.dumps(answer).encode()
-                with lock:
-                    outer._now -= 1
-                try:
-                    self.send_response(status)
-                    self.send_header("Content-Length", str(len(content)))
-                    self.end_headers()
-                    self.wfile.write(content)
-                except ConnectionError:  # the client did not wait
-                    pass
-
-            def log_message(self, *args):
-                pass
-
-        self._server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self._server.server_address[1]}/v1"
-        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.01,))
-        self._thread.start()
-
-    def stop(self):
-        self.stopping.set()
-        self._server.shutdown()
-        self._server.server_close()
-        self._thread.join()
+    def _answer(self, handler):
+        body = json.loads(handler.rfile.read(int(handler.headers["Content-Length"])))
+        with self._lock:
+            self.requests.append((handler.path, dict(handler.headers), body))
+            self._now += 1
+            self.most = max(self.most, self._now)
+            step = (self.script.pop(0) if self.script else None) or shorter
+        self.stopping.wait(self.delay(body))
+        status, answer = step if isinstance(step, tuple) else (200, step(body))
+        content = answer if isinstance(answer, bytes) else json.dumps(answer).encode()
+        with self._lock:
+            self._now -= 1
+        try:
+            handler.send_response(status)
+            handler.send_header("Content-Length", str(len(content)))
+            handler.end_headers()
+            handler.wfile.write(content)
+        except ConnectionError:  # the client did not wait
+            pass

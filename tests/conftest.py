@@ -42,3 +42,14 @@ def reference(module):
 def prompts():
     """Four prompts of different lengths, padded with 0."""
     return jnp.array([[5, 6, 7, 1], [8, 9, 1, 0], [10, 1, 0, 0], [11, 12, 13, 1]], jnp.int32)
+
+
+@pytest.fixture
+def chat_server(monkeypatch):
+    """A chat model behind HTTP."""
+    from chat_server import ChatServer
+
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    server = ChatServer()
+    yield server
+    server.stop()

@@ -1,14 +1,13 @@
 """Rewards over HTTP, against a server of the test's own."""
 
-import http.server
 import json
 import socket
 import subprocess
 import sys
-import threading
 import types
 
 import pytest
+from local_server import LocalServer
 
 from clp_jax.rewards import registry
 from clp_jax.rewards.host import RewardError
@@ -19,7 +18,7 @@ def length_scores(request):
     return {"scores": [len(completion) for completion in request["completions"]]}
 
 
-class Server:
+class Server(LocalServer):
     """Answers from a script, and with the completions' lengths when that is at its end.
 
     Attributes:
@@ -31,39 +30,23 @@ class Server:
 
     def __init__(self):
         self.script, self.requests, self.headers = [], [], []
-        self.stopping = threading.Event()
-        outer = self
+        super().__init__(self._answer, "/score")
 
-        class Handler(http.server.BaseHTTPRequestHandler):
-            def do_POST(self):
-                outer.headers.append(dict(self.headers))
-                body = self.rfile.read(int(self.headers["Content-Length"]))
-                outer.requests.append(json.loads(body))
-                step = outer.script.pop(0) if outer.script else None
-                if callable(step):
-                    step(self)
-                    return
-                status, headers, answer = step or (200, {}, length_scores(outer.requests[-1]))
-                content = answer if isinstance(answer, bytes) else json.dumps(answer).encode()
-                self.send_response(status)
-                for name, value in {**headers, "Content-Length": str(len(content))}.items():
-                    self.send_header(name, value)
-                self.end_headers()
-                self.wfile.write(content)
-
-            def log_message(self, *args):
-                pass
-
-        self._server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self._server.server_address[1]}/score"
-        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.01,))
-        self._thread.start()
-
-    def stop(self):
-        self.stopping.set()
-        self._server.shutdown()
-        self._server.server_close()
-        self._thread.join()
+    def _answer(self, handler):
+        self.headers.append(dict(handler.headers))
+        body = handler.rfile.read(int(handler.headers["Content-Length"]))
+        self.requests.append(json.loads(body))
+        step = self.script.pop(0) if self.script else None
+        if callable(step):
+            step(handler)
+            return
+        status, headers, answer = step or (200, {}, length_scores(self.requests[-1]))
+        content = answer if isinstance(answer, bytes) else json.dumps(answer).encode()
+        handler.send_response(status)
+        for name, value in {**headers, "Content-Length": str(len(content))}.items():
+            handler.send_header(name, value)
+        handler.end_headers()
+        handler.wfile.write(content)
 
 
 @pytest.fixture

@@ -11,7 +11,6 @@ import sys
 import numpy as np
 import pytest
 import smoke
-from chat_server import ChatServer
 
 from clp_jax import judge as command
 from clp_jax.evaluation.judge import COMPREHENSIVENESS, CONCISENESS, Verdict
@@ -55,14 +54,6 @@ def runs(tmp_path):
     ours = evaluation(lambda w, i: f"ours {w[0]} {i}" + (" and more" if i == 5 else ""))
     theirs = evaluation(lambda w, i: f"theirs {w[0]} {i}")
     return saved(tmp_path / "ours", ours), saved(tmp_path / "theirs", theirs)
-
-
-@pytest.fixture
-def server(monkeypatch):
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    server = ChatServer()
-    yield server
-    server.stop()
 
 
 class Judged:
@@ -200,14 +191,22 @@ def test_no_evaluation_there(runs, tmp_path, capsys):
     assert "nowhere has no evaluation" in capsys.readouterr().err
 
 
-def chat_flags(server, *runs):
-    return [*runs, f"--judge={server.url}", "--judge_model=m", "--concurrency=1", "--retries=0"]
+def chat_flags(chat_server, *runs):
+    return [
+        *runs,
+        f"--judge={chat_server.url}",
+        "--judge_model=m",
+        "--concurrency=1",
+        "--retries=0",
+    ]
 
 
-def test_malformed_answers_are_counted_and_asked_again_on_request(runs, server, tmp_path, capsys):
+def test_malformed_answers_are_counted_and_asked_again_on_request(
+    runs, chat_server, tmp_path, capsys
+):
     # Of document 0, both answers about conciseness.
-    server.script = [(200, {"choices": []}), (200, b"")]
-    flags = [*chat_flags(server, *runs), f"--output={tmp_path / 'out'}"]
+    chat_server.script = [(200, {"choices": []}), (200, b"")]
+    flags = [*chat_flags(chat_server, *runs), f"--output={tmp_path / 'out'}"]
     command.main(flags)
     made = json.loads((tmp_path / "out/judge.json").read_text())
     assert (made["undecided"], made["num_articles"], made["judge_model"]) == (1, 6, "m")
@@ -216,42 +215,42 @@ def test_malformed_answers_are_counted_and_asked_again_on_request(runs, server, 
     printed = capsys.readouterr().err
     assert "| 2 of 12 |" in printed
     assert "1 articles lack an answer (malformed) and are left out" in printed
-    assert len(server.requests) == 24
+    assert len(chat_server.requests) == 24
     command.main([*flags, "--malformed_again"])
-    assert len(server.requests) == 26
+    assert len(chat_server.requests) == 26
     made = json.loads((tmp_path / "out/judge.json").read_text())
     assert (made["undecided"], made["win"]["value"]) == (0, pytest.approx(5 / 6))
 
 
-def prompts(server):
-    return [request["messages"][0]["content"] for _, _, request in server.requests]
+def prompts(chat_server):
+    return [request["messages"][0]["content"] for _, _, request in chat_server.requests]
 
 
-def test_an_endpoint_that_fails_ends_it_and_the_same_command_goes_on(runs, server, capsys):
-    server.script = [None] * 9 + [(401, b"no key")] * 2
-    flags = chat_flags(server, *runs)
+def test_an_endpoint_that_fails_ends_it_and_the_same_command_goes_on(runs, chat_server, capsys):
+    chat_server.script = [None] * 9 + [(401, b"no key")] * 2
+    flags = chat_flags(chat_server, *runs)
     with pytest.raises(SystemExit) as raised:
         command.main(flags)
     assert raised.value.code == 2
     assert "status 401, 'no key'" in capsys.readouterr().err
-    failed = len(server.requests)
+    failed = len(chat_server.requests)
     (folder,) = pathlib.Path(runs[0], "evaluation/500/judge").iterdir()
     assert [path.name for path in folder.iterdir()] == ["answers.jsonl"]
     command.main(flags)
-    assert len(server.requests) - failed == 24 - 9
-    assert set(prompts(server)[failed:]).isdisjoint(prompts(server)[:9])
+    assert len(chat_server.requests) - failed == 24 - 9
+    assert set(prompts(chat_server)[failed:]).isdisjoint(prompts(chat_server)[:9])
 
 
-def test_a_run_that_was_killed_asks_only_what_it_lacks(runs, server):
-    arguments = chat_flags(server, *runs)
+def test_a_run_that_was_killed_asks_only_what_it_lacks(runs, chat_server):
+    arguments = chat_flags(chat_server, *runs)
     process = []
 
     def kill(request):
         process[0].send_signal(signal.SIGKILL)
         return {}
 
-    server.script = [None] * 12 + [kill]
-    server.delay = lambda request: 0.1  # so that those before the last are on disk
+    chat_server.script = [None] * 12 + [kill]
+    chat_server.delay = lambda request: 0.1  # so that those before the last are on disk
     process.append(
         subprocess.Popen(
             [sys.executable, "-m", "clp_jax.judge", *arguments], cwd=smoke.ROOT,
@@ -260,8 +259,8 @@ def test_a_run_that_was_killed_asks_only_what_it_lacks(runs, server):
     )  # fmt: skip
     _, error = process[0].communicate(timeout=120)
     assert process[0].returncode == -signal.SIGKILL, error
-    asked, server.delay = prompts(server), lambda request: 0.0
+    asked, chat_server.delay = prompts(chat_server), lambda request: 0.0
     command.main(arguments)
-    again = [prompt for prompt in prompts(server)[len(asked) :] if prompt in asked]
-    assert len(set(prompts(server))) == 24
+    again = [prompt for prompt in prompts(chat_server)[len(asked) :] if prompt in asked]
+    assert len(set(prompts(chat_server))) == 24
     assert 1 <= len(again) <= 3
