@@ -1,7 +1,7 @@
 """What the gin files configure, under the names that t5x has for the same things.
 
-`gin/base.gin` binds `train_script.train`, the main module's `train`; in this project's commands
-that is `Run`, whose fields are the arguments of t5x's `train()` that mean the same here.
+`gin/base.gin` describes a `Run`, whose fields are the arguments of t5x's `train()` that mean the
+same here, and what they do not have.
 """
 
 import dataclasses
@@ -287,9 +287,9 @@ class Run:
       eval_period: steps between evaluations over the grid of weightings; 0 for none but at the end.
       stats_period: steps between two lines of the log.
       random_seed: of sampling, of the order of the data and of initialisation.
-      sft: supervised finetuning that makes the reference where no checkpoint is given. Not an
-        argument of t5x's `train()`, so gin binds `SFTConfig` itself.
-      evaluation: likewise.
+      num_partitions: devices over which one copy of the model is cut; above 1 only under t5x.
+      sft: supervised finetuning that makes the reference where no checkpoint is given.
+      evaluation: how the policy is evaluated.
     """
 
     model: CLPModel
@@ -301,6 +301,7 @@ class Run:
     eval_period: int = 0
     stats_period: int = 100
     random_seed: int = 0
+    num_partitions: int = 1
     sft: SFTConfig = dataclasses.field(default_factory=SFTConfig)
     evaluation: EvaluationConfig = EvaluationConfig()
 
@@ -314,6 +315,7 @@ class Run:
         for name, least in (("total_steps", 1), ("eval_period", 0), ("stats_period", 1)):
             check_whole_number(name, getattr(self, name), least)
         check_whole_number("random_seed", self.random_seed, 0)
+        check_whole_number("NUM_PARTITIONS", self.num_partitions, 1)
         if "://" in self.model_dir:
             raise ValueError(
                 f"MODEL_DIR={self.model_dir!r}: buckets cannot be written to yet; give a local path"

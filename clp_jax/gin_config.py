@@ -5,7 +5,6 @@ Errors name the bad value, the file and line or the flag it came from, and the n
 
 import argparse
 import contextlib
-import dataclasses
 import difflib
 import inspect
 import logging
@@ -37,6 +36,7 @@ _MAY_CHANGE = {
     "STATS_PERIOD",
     "SAVE_PERIOD",
     "KEEP_CHECKPOINTS",
+    "NUM_PARTITIONS",
     "EVAL_EXAMPLES",
     "EVAL_BATCH_SIZE",
     "EVAL_GRID_POINTS",
@@ -115,8 +115,6 @@ def load(gin_files: Sequence[str], bindings: Sequence[str] = (), search_paths: s
     Raises:
       ConfigError: a file that is missing, a name that is unknown, a value that does not parse.
     """
-    from clp_jax.config import Run
-
     gin.clear_config()
     for path in [str(_REPOSITORY), *filter(None, search_paths.split(","))]:
         gin.add_config_file_search_path(path)
@@ -124,7 +122,7 @@ def load(gin_files: Sequence[str], bindings: Sequence[str] = (), search_paths: s
         with _explained(f"--gin_file={gin_file}"):
             if not any(pathlib.Path(root, gin_file).exists() for root in _roots(search_paths)):
                 raise ConfigError(_missing_file(gin_file))
-            with _quiet(), _main_train(Run):
+            with _quiet(), _main_train():
                 gin.parse_config_file(gin_file)
     file_macros = _macros()
     imports = [statement.format() for statement in sorted(_imports(), key=lambda s: s.module)]
@@ -136,9 +134,9 @@ def load(gin_files: Sequence[str], bindings: Sequence[str] = (), search_paths: s
                 raise ConfigError(f"{source} has no value; write --gin.{name}=value")
             if re.fullmatch(r"\w+", name) and name not in file_macros:
                 raise ConfigError(unknown_name("gin name", name, file_macros, source))
-            with _main_train(Run):
+            with _main_train():
                 gin.parse_config([_DYNAMIC_REGISTRATION, *imports, f"{name} = {value}"])
-    _check_macros()
+    check_macros()
 
 
 def configured_run() -> "Run":
@@ -147,11 +145,9 @@ def configured_run() -> "Run":
     Raises:
       ConfigError: a macro that must be set is not, or a setting is wrong.
     """
-    from clp_jax.config import EvaluationConfig, Run, SFTConfig
+    from clp_jax.config import Run
 
-    parts = {"sft": SFTConfig, "evaluation": EvaluationConfig}
-    run = configured(Run)
-    return dataclasses.replace(run, **{name: configured(part) for name, part in parts.items()})
+    return configured(Run)
 
 
 def configured(configurable: type[T]) -> T:
@@ -215,7 +211,7 @@ def _macros() -> set[str]:
     return {scope for scope, selector in gin_internals._CONFIG if selector == "gin.macro" and scope}
 
 
-def _check_macros() -> None:
+def check_macros() -> None:
     """Finds misspelt macros, which gin finds late (those that are read) or never (those set).
 
     Raises:
@@ -248,12 +244,14 @@ def _macros_in(value: object) -> set[str]:
 
 
 @contextlib.contextmanager
-def _main_train(run: type) -> Iterator[None]:
-    """Gin files bind `train_script.train`, `train_script` being the main module, as under t5x."""
+def _main_train() -> Iterator[None]:
+    """Gin files bind `train_script.train`, the main module's: t5x's. Ours gets one meanwhile."""
+    from clp_jax import t5x_driver
+
     main = sys.modules["__main__"]
     missing = object()
     before = getattr(main, "train", missing)
-    main.train = run  # type: ignore[attr-defined]
+    main.train = t5x_driver.train  # type: ignore[attr-defined]
     try:
         yield
     finally:

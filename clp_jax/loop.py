@@ -68,7 +68,7 @@ def train(
     Raises:
       RewardError: a reward failed in a step or an evaluation; all steps before it are saved first.
     """
-    reports = _Reports(step_fn, Progress(what, first_step, total_steps), log, watch)
+    reports = Reports(step_fn, Progress(what, first_step, total_steps), log, watch)
     saved = _Saved(checkpoints, batches, first_step)
     for done in range(first_step + 1, total_steps + 1):
         try:
@@ -91,8 +91,14 @@ def train(
     return state
 
 
-class _Reports:
+class Reports:
     """Metrics on their way from the steps to the log.
+
+    Args:
+      step_fn: whose samples are shown.
+      progress: of this run.
+      log: gets metrics and samples.
+      watch: called with (steps done, means) at every report.
 
     Attributes:
       progress: of this run; its first step is the first that is added.
@@ -114,16 +120,17 @@ class _Reports:
             self.progress.started(done)
             self._started = True
 
-    def write(self, done: int) -> None:
-        """Reports the means of the steps since the last report; nothing if there were none."""
+    def write(self, done: int) -> dict[str, float]:
+        """Reports the means of the steps since the last report, and returns them."""
         self._fetch()
         means = self._window.means()
         if not means:
-            return
+            return means
         self._log.scalars(done, means | self.progress.report(done, means))
         _show_samples(self._log, done, self._step_fn.samples())
         if self._watch is not None:
             self._watch(done, means)
+        return means
 
     def _fetch(self) -> None:
         if self._pending is not None:

@@ -116,6 +116,9 @@ class Prompter:
         """The prefix itself."""
         return prompting.weight_prefix(self._names, reward_weights, self._repetitions)
 
+    def prefix(self, reward_weights: np.ndarray) -> list[int]:
+        """Its tokens."""
+        return self._vocabulary.encode(self.text(reward_weights))
+
     def _prepend(self, prompts: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, int]:
-        prefix = self._vocabulary.encode(self.text(weights))
-        return prompting.prepend(prefix, prompts, self._vocabulary.eos_id)
+        return prompting.prepend(self.prefix(weights), prompts, self._vocabulary.eos_id)

@@ -1,15 +1,25 @@
 """Checkpoints of a training run: its state and the position in its data, written as one."""
 
 import pathlib
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, Protocol
 
 import orbax.checkpoint as ocp
 
 from clp_jax.config import SaveCheckpointConfig
-from clp_jax.data.batches import Batches
 from clp_jax.models.checkpoints import check_structure, restore_template
 
 _HINT = "; the number of rewards (m), SUBSET and the model must be those of the checkpoint"
+
+
+class Position(Protocol):
+    """What stands somewhere in its data, such as `clp_jax.data.batches.Batches`."""
+
+    def position(self) -> Mapping[str, Any]:
+        """Where it stands, as arrays."""
+
+    def restore(self, position: Mapping[str, Any]) -> None:
+        """Goes there."""
 
 
 class RunCheckpoints:
@@ -37,7 +47,11 @@ class RunCheckpoints:
         """The newest step with a whole checkpoint."""
         return self._manager.latest_step()
 
-    def save(self, step: int, state: Any, batches: Batches) -> None:
+    def all_steps(self) -> list[int]:
+        """Every step with a whole checkpoint, or one under way."""
+        return list(self._manager.all_steps())
+
+    def save(self, step: int, state: Any, batches: Position) -> None:
         """Starts to write `state` and the data position; returns before it is on disk."""
         self._manager.save(
             step,
@@ -48,7 +62,7 @@ class RunCheckpoints:
         )
 
     def restore(
-        self, template: Any, step: int | None = None, batches: Batches | None = None
+        self, template: Any, step: int | None = None, batches: Position | None = None
     ) -> Any:
         """Reads a state, and moves `batches` to where it stood then.
 
@@ -71,16 +85,29 @@ class RunCheckpoints:
 
     def check(self, template: Any, step: int | None = None) -> int:
         """Returns the step to restore; raises as `restore` does, but reads no arrays."""
+        step = self.existing_step(step)
+        found = self._manager.item_metadata(step)
+        check_structure(found["state"].tree, template, f"{self._directory}/{step}", _HINT)
+        return step
+
+    def existing_step(self, step: int | None = None) -> int:
+        """`step`, or None for the latest.
+
+        Raises:
+          ValueError: there is no such checkpoint.
+        """
         step = self.latest_step() if step is None else step
         if step is None or step not in self._manager.all_steps():
             known = ", ".join(map(str, self._manager.all_steps())) or "none"
             wanted = "no checkpoint" if step is None else f"no checkpoint of step {step}"
             raise ValueError(f"{wanted} in {self._directory}; steps there: {known}")
-        found = self._manager.item_metadata(step)
-        check_structure(found["state"].tree, template, f"{self._directory}/{step}", _HINT)
         return step
 
-    def close(self) -> None:
+    def wait(self) -> None:
         """Waits until everything is on disk."""
         self._manager.wait_until_finished()
+
+    def close(self) -> None:
+        """Waits until everything is on disk, and ends."""
+        self.wait()
         self._manager.close()

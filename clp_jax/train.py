@@ -28,6 +28,11 @@ def main(argv: Sequence[str]) -> None:
         from clp_jax import training
         from clp_jax.rewards.host import RewardError
 
+        if run.num_partitions > 1:
+            raise command_line.ConfigError(
+                f"NUM_PARTITIONS={run.num_partitions}: this command runs on one device, "
+                "`python -m t5x.train` on several (docs/t5x.md)"
+            )
         training.check(run)
         if flags.dry_run:
             training.dry_run(run)

@@ -34,15 +34,20 @@ class Trainer:
     Args:
       run: the configuration.
       reference: θ_ref, on the device.
+      state_shardings: where the state's arrays are to stay, over several devices; None for one.
     """
 
-    def __init__(self, run: Run, reference: Params):
+    def __init__(self, run: Run, reference: Params, state_shardings: TrainState | None = None):
         model = run.model
         self._model, self._reference = model, reference
         clp = run.clp
         self.generate = jax.jit(functools.partial(clp_step.generate, clp))
         self.score = jax.jit(functools.partial(clp_step.score, clp))
-        self.update = jax.jit(functools.partial(clp_step.update, clp), donate_argnums=0)
+        self.update = jax.jit(
+            functools.partial(clp_step.update, clp),
+            donate_argnums=0,
+            out_shardings=None if state_shardings is None else (state_shardings, None),
+        )
         self._draw = jax.jit(functools.partial(_draw, model))
         self._seed = run.random_seed
         self._prompter = prompter(model)

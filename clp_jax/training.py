@@ -6,7 +6,7 @@ from typing import Any
 
 import jax
 
-from clp_jax import conditioning, describe, loop, supervised
+from clp_jax import conditioning, describe, loop, run_checkpoints, supervised
 from clp_jax import train_step as clp_step
 from clp_jax.baselines.logit_mixing import LogitMixingPolicy
 from clp_jax.baselines.rewarded_soup import expert_runs, soup
@@ -76,7 +76,7 @@ def _check_records(run: Run, config: DatasetConfig, rewards: RewardStack) -> Non
 def check_checkpoint(run: Run) -> None:
     """Raises ValueError if MODEL_DIR holds a checkpoint of another m, S or model size."""
     for each in expert_runs(run) if run.model.rewarded_soup else [run]:
-        saved = RunCheckpoints(_folder(each))
+        saved = RunCheckpoints(checkpoint_folder(each.model_dir))
         if saved.latest_step() is not None:
             saved.check(state_shapes(each))
         saved.close()
@@ -112,16 +112,11 @@ def train(run: Run) -> None:
 def _train(run: Run, reference: Params, *, evaluate: bool) -> None:
     """Trains one policy, with or without evaluations."""
     batches = Batches(run.train_dataset_cfg, repeat=True, seed=run.random_seed)
-    saved = RunCheckpoints(_folder(run), run.checkpoint_cfg.save)
-    state = clp_step.init_train_state(
-        run.clp, reference, run.model.subset, run.model.num_objectives
-    )
-    first_step = saved.latest_step() or 0
-    if first_step:
-        say(f"resuming from step {first_step} of {run.model_dir}")
-        state = saved.restore(state, first_step, batches)
+    saved = RunCheckpoints(checkpoint_folder(run.model_dir), run.checkpoint_cfg.save)
+    state = start(run, reference, saved, batches)
+    first_step = int(state.step)
     log = MetricsLog(pathlib.Path(run.model_dir), first_step)
-    evaluation = _Evaluation(run, reference, log) if evaluate else None
+    evaluation = Evaluation(run, reference, log) if evaluate else None
     try:
         if evaluation is not None and first_step and evaluation.is_missing(first_step):
             evaluation(state, first_step)  # a reward failed in it
@@ -145,7 +140,28 @@ def _train(run: Run, reference: Params, *, evaluate: bool) -> None:
         log.close()
 
 
-class _Evaluation:
+def start(
+    run: Run, reference: Params, saved: RunCheckpoints, batches: run_checkpoints.Position
+) -> TrainState:
+    """The state that training goes on from: the last checkpoint, or the first one of all.
+
+    Args:
+      run: the configuration.
+      reference: θ_ref.
+      saved: the run's checkpoints.
+      batches: moved to where the state stood in them.
+    """
+    state = clp_step.init_train_state(
+        run.clp, reference, run.model.subset, run.model.num_objectives
+    )
+    first_step = saved.latest_step()
+    if not first_step:
+        return state
+    say(f"resuming from step {first_step} of {run.model_dir}")
+    return saved.restore(state, first_step, batches)
+
+
+class Evaluation:
     """The evaluations of a run under way; generator and prompts are kept from one to the next."""
 
     def __init__(self, run: Run, reference: Params, log: MetricsLog):
@@ -154,6 +170,7 @@ class _Evaluation:
         self._prompts: sweep.Prompts | None = None
 
     def __call__(self, state: TrainState, step: int) -> None:
+        """Evaluates `state`, of `step` steps, into MODEL_DIR/evaluation/STEP."""
         if self._policy is None:
             self._policy = policy_of(self._run, state.params, self._reference)
         self._policy.params = state.params
@@ -180,7 +197,7 @@ def restore(run: Run, step: int | None = None) -> tuple[TrainState, Params]:
       run: as it was trained; no soup, which has a state for each expert.
       step: which checkpoint; None for the latest.
     """
-    return _restore_state(run, step), _restore_reference(run)
+    return _restore_state(run, step), restore_reference(run)
 
 
 def restore_params(run: Run, step: int | None = None) -> tuple[CLPParams, Params, int]:
@@ -200,7 +217,7 @@ def restore_params(run: Run, step: int | None = None) -> tuple[CLPParams, Params
     done = sum(int(state.step) for state in states)
     if step not in (None, done):
         raise ValueError(f"step {step}: a soup is taken of its experts' last steps, {done} in all")
-    return soup([expert(state.params, 0) for state in states]), _restore_reference(run), done
+    return soup([expert(state.params, 0) for state in states]), restore_reference(run), done
 
 
 def restore_value_params(run: Run, step: int | None = None) -> Params:
@@ -259,13 +276,14 @@ def restore_policy(
 
 
 def _restore_state(run: Run, step: int | None = None) -> TrainState:
-    saved = RunCheckpoints(_folder(run))
+    saved = RunCheckpoints(checkpoint_folder(run.model_dir))
     state = saved.restore(state_shapes(run), step)
     saved.close()
     return state
 
 
-def _restore_reference(run: Run) -> Params:
+def restore_reference(run: Run) -> Params:
+    """θ_ref of a run that has begun."""
     return checkpoints.load_params(run.model_dir, reference_shapes(run))
 
 
@@ -314,8 +332,9 @@ def parameter_count(run: Run) -> conditioning.ParameterCount:
     return conditioning.count_parameters(state_shapes(run).params, run.model.num_objectives)
 
 
-def _folder(run: Run) -> pathlib.Path:
-    return pathlib.Path(run.model_dir, "checkpoints")
+def checkpoint_folder(model_dir: str) -> pathlib.Path:
+    """Where a run's checkpoints are."""
+    return pathlib.Path(model_dir, "checkpoints")
 
 
 def _evaluation_folder(run: Run, step: int) -> pathlib.Path:

@@ -212,6 +212,14 @@ def test_the_main_module_keeps_its_own_train(tmp_path, monkeypatch):
     assert sys.modules["__main__"].train == "mine"
 
 
+def test_several_devices_need_t5x(tmp_path, capsys):
+    from clp_jax import train
+
+    with pytest.raises(SystemExit):
+        train.main([*smoke.flags(tmp_path, "NUM_PARTITIONS=2"), "--dry_run"])
+    assert "NUM_PARTITIONS=2: this command runs on one device" in capsys.readouterr().err
+
+
 def test_paper_learning_rates():
     from clp_jax.gin_config import gin
 
