@@ -198,7 +198,7 @@ def config_differences(old: str, new: str, also_may_change: Collection[str] = ()
 
 def _bindings(config: str) -> dict[str, str]:
     """Name -> value of a configuration's text, in which long values go on over indented lines."""
-    joined = re.sub(r"\\?\n\s+", " ", re.sub(r"^#.*\n", "", config, flags=re.MULTILINE))
+    joined = re.sub(r"\\?\n[ \t]+", " ", re.sub(r"^#.*\n", "", config, flags=re.MULTILINE))
     pairs = (line.split(" = ", 1) for line in joined.splitlines())
     return {pair[0].strip(): pair[1].strip() for pair in pairs if len(pair) == 2}
 

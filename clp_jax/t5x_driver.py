@@ -89,7 +89,10 @@ def get_dataset(cfg, shard_id, num_shards, feature_converter_cls):
 
 
 def summarize_config(model_dir, summary_writer, step):
-    """t5x's `summarize_config_fn`: nothing, as MODEL_DIR/config.gin is written with the claim."""
+    """t5x's `summarize_config_fn`: makes the directory; config.gin is written with the claim."""
+    import tensorflow as tf
+
+    tf.io.gfile.makedirs(model_dir)
 
 
 def checkpoint_config(model_dir: str, config: CheckpointConfig):

@@ -1,5 +1,7 @@
 """The form of attention that suits a CPU is the other one, and is taken where it pays."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -109,12 +111,13 @@ def test_prompts_encoded_in_groups_are_completed_alike(monkeypatch, group_tokens
                       num_encoder_layers=1, num_decoder_layers=2)  # fmt: skip
     module = Transformer(config)
     prompts = jax.random.randint(jax.random.key(1), (6, 6), 0, 31)
-    params = module.init(jax.random.key(0), prompts, prompts, prompts, enable_dropout=False)
+    init = jax.jit(functools.partial(module.init, enable_dropout=False))
+    params = init(jax.random.key(0), prompts, prompts, prompts)
     keys = jax.random.split(jax.random.key(2), 6)
 
     def sampled():
         decoding = Decoding(5, eos_id=3)
-        return sampling.sample(module, params["params"], prompts, keys, decoding)
+        return jax.jit(lambda: sampling.sample(module, params["params"], prompts, keys, decoding))()
 
     expected = sampled()
     monkeypatch.setattr(sampling, "_GROUP_TOKENS", group_tokens)

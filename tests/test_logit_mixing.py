@@ -1,5 +1,7 @@
 """Logits mixed token by token: the mixture itself, DeRa, and multi-objective decoding."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -24,18 +26,28 @@ def clp(module, request):
     return clp_step.CLP(module, Decoding(6, temperature=request.param))
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def params(reference):
     """φ with two experts that differ from each other and from the reference."""
-    leaves, tree = jax.tree.flatten(init_clp_params(reference, subset.full(), 2))
-    keys = jax.random.split(jax.random.key(1), len(leaves))
-    moved = [
-        x + 0.3 * jax.random.normal(key, x.shape) * jnp.std(x)
-        for x, key in zip(leaves, keys, strict=True)
-    ]
-    return jax.tree.unflatten(tree, moved)
+
+    @jax.jit
+    def moved(reference):
+        leaves, tree = jax.tree.flatten(init_clp_params(reference, subset.full(), 2))
+        keys = jax.random.split(jax.random.key(1), len(leaves))
+        moved = [
+            x + 0.3 * jax.random.normal(key, x.shape) * jnp.std(x)
+            for x, key in zip(leaves, keys, strict=True)
+        ]
+        return jax.tree.unflatten(tree, moved)
+
+    return moved(reference)
 
 
+sample_alone = jax.jit(sample, static_argnums=(0, 4))
+sample_mixed = jax.jit(sample_mixture, static_argnums=(0, 5))
+
+
+@functools.partial(jax.jit, static_argnums=0)
 def mixed_log_probs(module, models, coefficients, prompts, samples):
     """log-softmax of the weighted sum of teacher-forced logits, [B, L, V]: no cache, no loop."""
     inputs = jnp.pad(samples.tokens, ((0, 0), (1, 0)))[:, :-1]
@@ -51,7 +63,7 @@ def test_tokens_come_from_the_mixture(clp, params, reference, prompts, coefficie
     models = [expert(params, 0), expert(params, 1), reference]
     many = jnp.tile(prompts, (8, 1))
     keys = jax.random.split(KEY, len(many))
-    samples = sample_mixture(clp.module, models, jnp.array(coefficients), many, keys, clp.decoding)
+    samples = sample_mixed(clp.module, models, jnp.array(coefficients), many, keys, clp.decoding)
     expected = mixed_log_probs(clp.module, models, coefficients, many, samples)
     chosen = jnp.take_along_axis(expected, samples.tokens[..., None], axis=-1)[..., 0]
     np.testing.assert_allclose(samples.log_probs, chosen * samples.mask, rtol=1e-4, atol=1e-4)
@@ -77,8 +89,8 @@ def test_sampling_follows_the_mixture_and_not_one_of_its_parts(module, params, r
 
 def test_one_model_is_no_mixture(clp, reference, prompts):
     keys = jax.random.split(KEY, len(prompts))
-    alone = sample(clp.module, reference, prompts, keys, clp.decoding)
-    both = sample_mixture(
+    alone = sample_alone(clp.module, reference, prompts, keys, clp.decoding)
+    both = sample_mixed(
         clp.module, [reference, reference], jnp.array([0.25, 0.75]), prompts, keys, clp.decoding
     )
     np.testing.assert_array_equal(alone.tokens, both.tokens)
@@ -108,7 +120,9 @@ def test_dera_ends_at_the_policy_and_at_the_reference(clp, params, reference, pr
     )
     chosen = jnp.take_along_axis(expected, got.completions[..., None], axis=-1)[..., 0]
     np.testing.assert_allclose(got.log_probs, chosen * got.mask, rtol=1e-4, atol=1e-4)
-    scored = completion_log_probs(clp.module, reference, prompts, got.completions, got.mask)
+    scored = jax.jit(completion_log_probs, static_argnums=0)(
+        clp.module, reference, prompts, got.completions, got.mask
+    )
     np.testing.assert_allclose(got.reference_log_probs, scored, rtol=1e-4, atol=1e-5)
 
 
@@ -117,7 +131,7 @@ def test_experts_alone_at_the_corners_and_together_between(clp, params, referenc
     keys = jax.random.split(KEY, len(prompts))
     for i, corner in enumerate(CORNERS):
         got = policy.generate(corner, np.asarray(prompts), KEY)
-        alone = sample(clp.module, expert(params, i), prompts, keys, clp.decoding)
+        alone = sample_alone(clp.module, expert(params, i), prompts, keys, clp.decoding)
         np.testing.assert_array_equal(got.completions, alone.tokens)
     models, coefficients = policy._language_models(Weighting.of(0.01, [0.25, 0.75]))
     assert len(models) == 2  # no third pass for a reference that counts for nothing

@@ -1,5 +1,7 @@
 """Reward models: their inputs, heads, and scores on tokens and on text."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -36,8 +38,13 @@ def network():
         T5Config(256, "float32", 16, 2, 1, 1, 8, 32, ("gelu", "linear"), dropout_rate=0.0)
     )
     tokens = jnp.ones([1, 4], jnp.int32)
-    params = module.init(jax.random.key(0), tokens, tokens, tokens, enable_dropout=False)["params"]
-    return module, jax.tree.map(lambda x: 2.0 * x, params)
+
+    @jax.jit
+    def init(key):
+        params = module.init(key, tokens, tokens, tokens, enable_dropout=False)["params"]
+        return jax.tree.map(lambda x: 2.0 * x, params)
+
+    return module, init(jax.random.key(0))
 
 
 def make_reward(network, vocabulary, head=NLI_HEAD, max_length=64, **kwargs):
@@ -76,7 +83,7 @@ ROWS = st.integers(1, 4).flatmap(
 def test_inputs_are_those_made_by_hand(rows, before, max_length):
     documents, summaries = map(np.array, rows)
     template = InputTemplate(tuple(before), (11,), max_length, 1)
-    inputs, cut = template.compose(jnp.asarray(documents), jnp.asarray(summaries))
+    inputs, cut = jax.device_get(jax.jit(template.compose)(documents, summaries))
     assert inputs.shape[1] <= max_length
     for document, summary, row, was_cut in zip(documents, summaries, inputs, cut, strict=True):
         expected = by_hand(template, document, summary)
@@ -196,12 +203,11 @@ def test_scores_are_those_of_the_network_on_the_joined_text(network, vocabulary)
     module, params = network
     reward = make_reward(network, vocabulary, max_length=512)
     scores, _ = reward.score_texts(DOCUMENTS, SUMMARIES)
+    apply = jax.jit(functools.partial(module.apply, enable_dropout=False))
     for (document, summary), score in zip(TEXTS, scores, strict=True):
         text = vocabulary.encode(f"it {document} happens {summary}")
         inputs, start = jnp.array([[*text, 1]]), jnp.zeros((1, 1), jnp.int32)
-        logits = module.apply(
-            {"params": params}, inputs, start, jnp.ones_like(start), enable_dropout=False
-        )
+        logits = apply({"params": params}, inputs, start, jnp.ones_like(start))
         assert float(jax.nn.log_softmax(logits[0, 0])[5]) == pytest.approx(score, abs=1e-5)
 
 

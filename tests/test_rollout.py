@@ -48,7 +48,9 @@ def test_chunks_are_the_whole(module, reference, prompts, monkeypatch, at_once, 
     module = Transformer(dataclasses.replace(module.config, logits_via_embedding=tied))
     monkeypatch.setattr(rollout_lib, "_LOGITS_AT_ONCE", 10**9)
     whole = log_probs_and_grads(module, reference, prompts)
-    logits = rollout_lib.completion_logits(module, reference, prompts, COMPLETIONS, MASK)
+    logits = jax.jit(rollout_lib.completion_logits, static_argnums=0)(
+        module, reference, prompts, COMPLETIONS, MASK
+    )
     expected = losses.token_log_probs(logits, COMPLETIONS) * MASK
     np.testing.assert_allclose(whole[0], expected, rtol=1e-5, atol=1e-5)
     monkeypatch.setattr(rollout_lib, "_LOGITS_AT_ONCE", at_once)
@@ -156,7 +158,7 @@ def test_a_step_reports_the_mean_repetition(module, reference, prompts):
     mask = jnp.ones([4, 5]).at[3, 4].set(0)
     rollout = rollout_lib.Rollout(prompts, completions, mask, mask, prompts, mask)
     weighting = Weighting(jnp.array([0.1]), jnp.array([[0.5, 0.5]]))
-    state = train_step.init_train_state(clp, reference, subset.logits(), 2)
+    state = jax.jit(lambda r: train_step.init_train_state(clp, r, subset.logits(), 2))(reference)
     update = jax.jit(functools.partial(train_step.update, clp))
     _, metrics = update(state, reference, rollout, jnp.eye(4, 2), weighting, jax.random.key(0))
     expected = (2 / 3 + 1 / 3 + 0 + 1 / 2) / 4

@@ -1,5 +1,6 @@
 """Reward models on disk, in a run's stack, and as a command that scores files."""
 
+import functools
 import json
 
 import jax
@@ -29,7 +30,8 @@ def folders(tmp_path_factory):
     """Random reward models, {kind: MODEL_DIR}, and the parameters of both."""
     module, vocabulary = Transformer(CONFIG), tasks.briefs_vocabulary()
     tokens = jnp.ones([1, 4], jnp.int32)
-    params = module.init(jax.random.key(0), tokens, tokens, tokens, enable_dropout=False)["params"]
+    init = jax.jit(functools.partial(module.init, enable_dropout=False))
+    params = init(jax.random.key(0), tokens, tokens, tokens)["params"]
     made = {}
     for kind, head in HEADS.items():
         folder = tmp_path_factory.mktemp(kind)

@@ -167,15 +167,21 @@ def test_initial_scales():
 def decode_with_cache(config, params, encoder_tokens, inputs, project):
     """All logits [B, L, vocab], a position at a time, by the protocol of t5x's models."""
     module = t5.Transformer(config)
-    dummies = [jnp.ones_like(x) for x in (encoder_tokens, inputs, inputs)]
-    _, made = module.apply(
-        {"params": params}, *dummies, decode=True, enable_dropout=False, mutable=["cache"]
-    )
-    encoded = module.apply(
-        {"params": params}, encoder_tokens, enable_dropout=False, method=module.encode
-    )
-    if project:
-        encoded = module.apply({"params": params}, encoded, method=module.project_encoded)
+    dummies = [np.ones_like(x) for x in (encoder_tokens, inputs, inputs)]
+
+    @jax.jit
+    def start():
+        _, made = module.apply(
+            {"params": params}, *dummies, decode=True, enable_dropout=False, mutable=["cache"]
+        )
+        encoded = module.apply(
+            {"params": params}, encoder_tokens, enable_dropout=False, method=module.encode
+        )
+        if project:
+            encoded = module.apply({"params": params}, encoded, method=module.project_encoded)
+        return made["cache"], encoded
+
+    cache, encoded = start()
 
     @jax.jit
     def step(cache, token):
@@ -192,12 +198,12 @@ def decode_with_cache(config, params, encoder_tokens, inputs, project):
             method=module.decode,
         )
 
-    cache, logits = made["cache"], []
+    logits = []
     for i in range(inputs.shape[1]):
         step_logits, updated = step(cache, inputs[:, i : i + 1])
         cache = updated["cache"]
         logits.append(step_logits)
-    return jnp.concatenate(logits, axis=1)
+    return np.concatenate(logits, axis=1)
 
 
 @VERSIONS

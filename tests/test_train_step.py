@@ -19,6 +19,13 @@ from clp_jax.weighting import Weighting
 
 M = 2
 
+generate = jax.jit(train_step.generate, static_argnums=0)
+score = jax.jit(train_step.score, static_argnums=0)
+update = jax.jit(train_step.update, static_argnums=0)
+values_of = jax.jit(predict_values, static_argnums=(0, 3))
+log_probs_of = jax.jit(completion_log_probs, static_argnums=0)
+conditioned = jax.jit(condition, static_argnums=3)
+
 
 @pytest.fixture(scope="module")
 def clp(module):
@@ -31,16 +38,25 @@ def clp(module):
 
 
 def weightings(alphas, ws):
-    return Weighting(jnp.asarray(alphas, jnp.float32), jnp.asarray(ws, jnp.float32))
+    return Weighting(np.asarray(alphas, np.float32), np.asarray(ws, np.float32))
 
 
-def moved_state(clp, reference, chosen=None):
+def moved_state(clp, reference):
     """A state whose replicas and shared parameters differ from the reference."""
-    state = init_train_state(clp, reference, chosen or subset.attention(), M)
-    leaves, treedef = jax.tree.flatten(state.params)
-    keys = jax.random.split(jax.random.key(5), len(leaves))
-    moved = [x + 0.1 * jax.random.normal(k, x.shape) for k, x in zip(keys, leaves, strict=True)]
-    return state.replace(params=jax.tree.unflatten(treedef, moved))
+    state = jax.jit(lambda reference: init_train_state(clp, reference, subset.attention(), M))(
+        reference
+    )
+    rng = np.random.default_rng(5)
+
+    def move(x):
+        return jnp.asarray(x + 0.1 * rng.normal(size=x.shape).astype(np.float32))
+
+    return state.replace(params=jax.tree.map(move, jax.device_get(state.params)))
+
+
+@pytest.fixture(scope="module")
+def state(clp, reference):
+    return moved_state(clp, reference)
 
 
 def count_token(rollout, token):
@@ -55,21 +71,18 @@ def token_rewards(rollout):
 ONE = weightings([0.2], [[0.3, 0.7]])
 
 
-def test_rollout_is_scored_under_policy_and_reference(clp, reference, prompts):
-    state = moved_state(clp, reference)
-    rollout = train_step.generate(clp, state.params, reference, prompts, ONE, jax.random.key(1))
-    rollout = train_step.score(clp, reference, rollout)
+def test_rollout_is_scored_under_policy_and_reference(clp, state, reference, prompts):
+    rollout = generate(clp, state.params, reference, prompts, ONE, jax.random.key(1))
+    rollout = score(clp, reference, rollout)
     for tokens, mask in zip(rollout.completions.tolist(), rollout.mask.tolist(), strict=True):
         length = tokens.index(1) + 1 if 1 in tokens else len(tokens)  # EOS included
         assert mask == [1.0] * length + [0.0] * (len(tokens) - length)
-    policy = condition(state.params, reference, ONE[0], clp.kl_mix)
+    policy = conditioned(state.params, reference, ONE[0], clp.kl_mix)
     for params, log_probs in (
         (policy, rollout.log_probs),
         (reference, rollout.reference_log_probs),
     ):
-        scored = completion_log_probs(
-            clp.module, params, prompts, rollout.completions, rollout.mask
-        )
+        scored = log_probs_of(clp.module, params, prompts, rollout.completions, rollout.mask)
         np.testing.assert_allclose(log_probs, scored, atol=1e-5)
     assert not np.allclose(rollout.log_probs, rollout.reference_log_probs, atol=0.1)
 
@@ -77,7 +90,7 @@ def test_rollout_is_scored_under_policy_and_reference(clp, reference, prompts):
 def surrogate(clp, state, reference, rollout, rewards, weighting):
     """Algorithm 1 lines 6-7 and App. B.1 again, one example at a time, in numpy where it can be."""
     alpha, w = float(weighting.kl_weight[0]), np.asarray(weighting.reward_weights[0])
-    values = np.asarray(predict_values(clp.module, state.value_params, rollout.prompts, M))
+    values = np.asarray(values_of(clp.module, state.value_params, rollout.prompts, M))
     advantages = []
     for b in range(len(rewards)):
         length = int(rollout.mask[b].sum())
@@ -99,39 +112,40 @@ def surrogate(clp, state, reference, rollout, rewards, weighting):
     return loss
 
 
-def test_update_is_one_gradient_step_on_policy_and_value(clp, reference, prompts):
-    state = moved_state(clp, reference)
-    rollout = train_step.generate(clp, state.params, reference, prompts, ONE, jax.random.key(3))
-    rollout = train_step.score(clp, reference, rollout)
-    rewards = jnp.asarray(np.random.default_rng(0).uniform(size=(4, M)), jnp.float32)
-    after, metrics = train_step.update(
-        clp, state, reference, rollout, rewards, ONE, jax.random.key(0)
-    )
+@functools.partial(jax.jit, static_argnums=0)
+def descended(loss, params):
+    """The loss, and the parameters one gradient step of length 1 further."""
+    value, grads = jax.value_and_grad(loss)(params)
+    return value, jax.tree.map(lambda p, g: p - g, params, grads)
+
+
+def test_update_is_one_gradient_step_on_policy_and_value(clp, state, reference, prompts):
+    rollout = generate(clp, state.params, reference, prompts, ONE, jax.random.key(3))
+    rollout = jax.device_get(score(clp, reference, rollout))
+    rewards = np.random.default_rng(0).uniform(size=(4, M)).astype(np.float32)
+    after, metrics = update(clp, state, reference, rollout, rewards, ONE, jax.random.key(0))
     loss = surrogate(clp, state, reference, rollout, rewards, ONE)
-    expected = jax.tree.map(lambda p, g: p - g, state.params, jax.grad(loss)(state.params))
+    value, expected = descended(loss, state.params)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5), after.params, expected)
-    assert metrics["loss/policy"] == pytest.approx(float(loss(state.params)), abs=1e-5)
+    assert metrics["loss/policy"] == pytest.approx(float(value), abs=1e-5)
 
     def value_error(value_params):
         return jnp.mean((predict_values(clp.module, value_params, prompts, M) - rewards) ** 2)
 
-    expected = jax.tree.map(
-        lambda p, g: p - g, state.value_params, jax.grad(value_error)(state.value_params)
-    )
+    _, expected = descended(value_error, state.value_params)
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5), after.value_params, expected
     )
     assert after.step == 1
 
 
-def test_update_of_groups_weighs_each_example_by_its_own_weighting(clp, reference, prompts):
-    state = moved_state(clp, reference)
+def test_update_of_groups_weighs_each_example_by_its_own_weighting(clp, state, reference, prompts):
     pair = weightings([0.02, 0.6], [[0.9, 0.1], [0.2, 0.8]])
-    rollout = train_step.generate(clp, state.params, reference, prompts, pair, jax.random.key(4))
-    rollout = train_step.score(clp, reference, rollout)
-    rewards = jnp.asarray(np.random.default_rng(1).uniform(size=(4, M)), jnp.float32)
-    _, metrics = train_step.update(clp, state, reference, rollout, rewards, pair, jax.random.key(0))
-    values = predict_values(clp.module, state.value_params, prompts, M)
+    rollout = generate(clp, state.params, reference, prompts, pair, jax.random.key(4))
+    rollout = jax.device_get(score(clp, reference, rollout))
+    rewards = np.random.default_rng(1).uniform(size=(4, M)).astype(np.float32)
+    _, metrics = update(clp, state, reference, rollout, rewards, pair, jax.random.key(0))
+    values = np.asarray(values_of(clp.module, state.value_params, prompts, M))
     objectives, advantages = [], []
     for b in range(4):
         alpha, w = float(pair.kl_weight[b // 2]), np.asarray(pair.reward_weights[b // 2])
@@ -145,38 +159,35 @@ def test_update_of_groups_weighs_each_example_by_its_own_weighting(clp, referenc
     assert metrics["loss/policy"] == pytest.approx(expected, abs=1e-3)
 
 
-def test_an_objective_with_no_weight_does_not_move(clp, reference, prompts):
-    state = moved_state(clp, reference)
+def test_an_objective_with_no_weight_does_not_move(clp, state, reference, prompts):
     corner = weightings([0.01], [[1.0, 0.0]])
-    after, _ = train_step.train_step(
-        clp, state, reference, prompts, corner, jax.random.key(0), token_rewards
-    )
+    step = jax.jit(functools.partial(train_step.train_step, clp, rewards=token_rewards))
+    after, _ = step(state, reference, prompts, corner, jax.random.key(0))
     moved = jax.tree.map(
         lambda a, b: np.abs(a - b).reshape(M, -1).max(axis=1),
-        after.params.conditioned,
-        state.params.conditioned,
+        *jax.device_get((after.params.conditioned, state.params.conditioned)),
     )
     assert all(move[1] == 0 for move in jax.tree.leaves(moved))
     assert any(move[0] > 0 for move in jax.tree.leaves(moved))
 
 
-def test_groups_of_a_batch_equal_separate_batches(clp, reference, prompts):
-    state = moved_state(clp, reference)
+def test_groups_of_a_batch_equal_separate_batches(clp, state, reference, prompts):
     pair = weightings([0.02, 0.5], [[0.9, 0.1], [0.2, 0.8]])
-    together = train_step.generate(clp, state.params, reference, prompts, pair, jax.random.key(4))
+    together = generate(clp, state.params, reference, prompts, pair, jax.random.key(4))
     keys = jax.random.split(jax.random.key(4), 4)
     for group in (0, 1):
         half = slice(2 * group, 2 * group + 2)
-        policy = condition(state.params, reference, pair[group], clp.kl_mix)
-        alone = sample(clp.module, policy, prompts[half], keys[half], clp.decoding)
+        policy = conditioned(state.params, reference, pair[group], clp.kl_mix)
+        alone = jax.jit(sample, static_argnums=(0, 4))(
+            clp.module, policy, prompts[half], keys[half], clp.decoding
+        )
         np.testing.assert_array_equal(together.completions[half], alone.tokens)
         np.testing.assert_allclose(together.log_probs[half], alone.log_probs, atol=1e-5)
 
 
-def test_gradient_of_groups_is_the_sum_over_groups(clp, reference, prompts):
-    state = moved_state(clp, reference)
+def test_gradient_of_groups_is_the_sum_over_groups(clp, state, reference, prompts):
     pair = weightings([0.02, 0.5], [[0.9, 0.1], [0.2, 0.8]])
-    rollout = train_step.generate(clp, state.params, reference, prompts, pair, jax.random.key(4))
+    rollout = generate(clp, state.params, reference, prompts, pair, jax.random.key(4))
 
     def of_group(weighting, prompts, completions, mask, params):
         policy = condition(params, reference, weighting, clp.kl_mix)
@@ -197,8 +208,8 @@ def test_gradient_of_groups_is_the_sum_over_groups(clp, reference, prompts):
 
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4),
-        jax.grad(together)(state.params),
-        jax.grad(apart)(state.params),
+        jax.jit(jax.grad(together))(state.params),
+        jax.jit(jax.grad(apart))(state.params),
     )
 
 
@@ -232,7 +243,8 @@ def test_training_steers(module, reference, prompts, exact_kl):
         exact_kl=exact_kl,
     )
     prompts = jnp.tile(prompts, (8, 1))
-    state = init_train_state(clp, reference, subset.attention(), M)
+    init = functools.partial(init_train_state, clp, subset=subset.attention(), num_objectives=M)
+    state = jax.jit(init)(reference)
     step = jax.jit(functools.partial(train_step.train_step, clp, rewards=token_rewards))
     rng = np.random.default_rng(0)
     for i in range(150):
@@ -241,10 +253,10 @@ def test_training_steers(module, reference, prompts, exact_kl):
         assert np.isfinite(metrics["loss/policy"])
 
     def rewards_at(w, alpha=0.01):
-        rollout = jax.jit(functools.partial(train_step.generate, clp))(
-            state.params, reference, prompts, weightings([alpha], [w]), jax.random.key(1000)
+        rollout = generate(
+            clp, state.params, reference, prompts, weightings([alpha], [w]), jax.random.key(1000)
         )
-        return np.asarray(token_rewards(rollout).mean(axis=0))
+        return np.mean(token_rewards(rollout), axis=0)
 
     first, second, at_reference = (
         rewards_at((1, 0)),
@@ -258,7 +270,7 @@ def test_training_steers(module, reference, prompts, exact_kl):
 
 
 BLOCKED = """
-import sys
+import functools, sys
 
 class Block:
     def find_spec(self, name, path=None, target=None):
@@ -276,13 +288,13 @@ from clp_jax.weighting import Weighting
 module = Transformer(T5Config(vocab_size=8, emb_dim=8, num_heads=1, num_encoder_layers=1,
                               num_decoder_layers=1, head_dim=8, mlp_dim=8))
 tokens = jnp.ones([2, 3], jnp.int32)
-reference = module.init(jax.random.key(0), tokens, tokens, tokens, enable_dropout=False)["params"]
+init = jax.jit(functools.partial(module.init, enable_dropout=False))
+reference = init(jax.random.key(0), tokens, tokens, tokens)["params"]
 clp = train_step.CLP(module, Decoding(max_decode_length=3))
-state = train_step.init_train_state(clp, reference, subset.full(), 2)
+state = jax.jit(lambda r: train_step.init_train_state(clp, r, subset.full(), 2))(reference)
 weighting = Weighting(jnp.array([0.1]), jnp.array([[0.5, 0.5]]))
-state, metrics = train_step.train_step(
-    clp, state, reference, tokens, weighting, jax.random.key(0), lambda r: jnp.ones([2, 2])
-)
+step = functools.partial(train_step.train_step, clp, rewards=lambda r: jnp.ones([2, 2]))
+state, metrics = jax.jit(step)(state, reference, tokens, weighting, jax.random.key(0))
 print(int(state.step), sorted(metrics))
 """
 

@@ -1,3 +1,5 @@
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -33,12 +35,17 @@ def fails(prompts, completions):
     return [float("nan")] * len(completions)
 
 
+def initial_state(run, reference):
+    model = run.model
+    return jax.jit(
+        lambda r: train_step.init_train_state(run.clp, r, model.subset, model.num_objectives)
+    )(reference)
+
+
 def setup(tmp_path, *bindings):
     run = smoke.configured(tmp_path, "INIT_FROM_SCRATCH=True", *bindings)
     reference = supervised.init_params(run)
-    state = train_step.init_train_state(
-        run.clp, reference, run.model.subset, run.model.num_objectives
-    )
+    state = initial_state(run, reference)
     return run, Trainer(run, reference), state, Batches(run.train_dataset_cfg, repeat=True)
 
 
@@ -124,9 +131,11 @@ def test_supervised_step_minimises_the_mean_cross_entropy(tmp_path):
         return -sum(log_probs[place] for place in places) / len(places)
 
     state = {"params": params, "optimizer": optimizer.init(params)}
-    after, metrics = supervised.supervised_step(module, optimizer, state, prompts, references, 0, 0)
-    assert metrics["loss/cross_entropy"] == pytest.approx(float(loss(params)), rel=1e-5)
-    expected = jax.tree.map(lambda p, g: p - 0.1 * g, params, jax.grad(loss)(params))
+    step = jax.jit(functools.partial(supervised.supervised_step, module, optimizer))
+    after, metrics = step(state, prompts, references, 0, 0)
+    value, grads = jax.device_get(jax.jit(jax.value_and_grad(loss))(params))
+    assert metrics["loss/cross_entropy"] == pytest.approx(float(value), rel=1e-5)
+    expected = jax.tree.map(lambda p, g: p - np.float32(0.1) * g, jax.device_get(params), grads)
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), after["params"], expected
     )
@@ -140,13 +149,9 @@ def test_dropout_is_on_in_supervised_finetuning(tmp_path):
     optimizer = optax.sgd(0.0)
     state = {"params": params, "optimizer": optimizer.init(params)}
     tokens = np.full((2, 5), 7, np.int32)
+    step = jax.jit(functools.partial(supervised.supervised_step, run.model.module, optimizer))
     losses = [
-        float(
-            supervised.supervised_step(run.model.module, optimizer, state, tokens, tokens, 0, step)[
-                1
-            ]["loss/cross_entropy"]
-        )
-        for step in (0, 1)
+        float(step(state, tokens, tokens, 0, number)[1]["loss/cross_entropy"]) for number in (0, 1)
     ]
     assert losses[0] != losses[1]
 
@@ -156,7 +161,7 @@ def test_weights_stand_in_the_policys_prompt_and_nowhere_else(tmp_path):
     bindings = ["WEIGHTINGS_PER_BATCH=2", "REWARDS=('entailment', 'test_trainer.PromptReward')"]
     run = smoke.configured(tmp_path, *bindings, files=files)
     reference = supervised.init_params(run)
-    state = train_step.init_train_state(run.clp, reference, run.model.subset, 2)
+    state = initial_state(run, reference)
     trainer, batches = Trainer(run, reference), Batches(run.train_dataset_cfg, repeat=True)
     seen = {}
     for name in ("generate", "score", "update"):
@@ -179,7 +184,7 @@ def test_weights_stand_in_the_policys_prompt_and_nowhere_else(tmp_path):
     # The device reward and π_ref read the prompt as the data have it.
     assert metrics["rewards_raw/PromptReward"] == pytest.approx((batch.prompts > 0).sum(1).mean())
     scored = seen["update"][2].reference_log_probs
-    expected = completion_log_probs(
+    expected = jax.jit(completion_log_probs, static_argnums=0)(
         run.model.module, reference, jnp.asarray(batch.prompts), rollout.completions, rollout.mask
     )
     np.testing.assert_allclose(scored, expected, atol=1e-5)

@@ -39,10 +39,11 @@ class T5X:
 
     def __init__(self, script, arguments, devices=1):
         self._output = tempfile.TemporaryFile("w+")  # noqa: SIM115 - a pipe would fill up
+        flags = f"--xla_force_host_platform_device_count={devices}"
         self.process = subprocess.Popen(
             [sys.executable, "-m", f"t5x.{script}", *arguments],
             cwd=smoke.ROOT,
-            env={**os.environ, "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"},
+            env={**os.environ, "XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} {flags}"},
             stdout=self._output, stderr=subprocess.STDOUT,
         )  # fmt: skip
 
