@@ -139,17 +139,17 @@ def evaluator(
 
 
 def PjitPartitioner(num_partitions: int = 1):
-    """t5x's partitioner.
+    """t5x's `partitioner`.
 
     Args:
       num_partitions: devices over which one copy of the model is cut; the others share the batch.
-    """
-    from t5x import partitioning
 
-    return partitioning.PjitPartitioner(
-        num_partitions=num_partitions,
-        logical_axis_rules=partitioning.standard_logical_axis_rules(),
-    )
+    Raises:
+      ValueError: it does not divide the number of devices.
+    """
+    from clp_jax.under_t5x.partitioner import Partitioner
+
+    return Partitioner(num_partitions)
 
 
 _allow_train_bindings()

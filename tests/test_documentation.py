@@ -37,6 +37,7 @@ SHORTER = {
     "'runs/prompting'": "--gin.SFT_STEPS=20 --gin.TRAIN_STEPS=4 --gin.EVAL_EXAMPLES=16",
     "'runs/briefs_soup'": "--gin.SFT_STEPS=20 --gin.TRAIN_STEPS=4",
     "clp_jax.judge runs/briefs runs/prompting": "--num_examples=16",
+    "'runs/mine'": "--gin.EVAL_GRID_POINTS=2",
     "'runs/learned'": "--gin.SFT_STEPS=20 --gin.TRAIN_STEPS=4 --gin.EVAL_EXAMPLES=16",
 }
 

@@ -212,6 +212,16 @@ def test_the_main_module_keeps_its_own_train(tmp_path, monkeypatch):
     assert sys.modules["__main__"].train == "mine"
 
 
+def test_differences_are_named_by_what_differs():
+    before = "A = 1\n\n# Parameters for b:\nb.long = \\\n    'x'\n\nb.value = {\n    'y': 1}\n"
+    after = before.replace("= 1\n", "= 2\n").replace("'y': 1", "'y': 2") + "\nb.z = 3\n"
+    assert gin_config.config_differences(before, after) == [
+        "A: 1 -> 2",
+        "b.value: { 'y': 1} -> { 'y': 2}",
+        "b.z: (unset) -> 3",
+    ]
+
+
 def test_several_devices_need_t5x(tmp_path, capsys):
     from clp_jax import train
 

@@ -1,6 +1,5 @@
 """The trainer that t5x's loop calls: the steps of `python -m clp_jax.train`, and its reports."""
 
-import contextlib
 import dataclasses
 import pathlib
 import signal
@@ -48,6 +47,8 @@ class T5XTrainer(t5x_trainer.BaseTrainer):
             None if run.model.kl_warning is None else KLWatch(run.model.kl_warning),
         )
         self._last_report = Done({})
+        self._terminated = False
+        self._default_sigterm = signal.signal(signal.SIGTERM, self._finish_step)
         self._evaluation = training.Evaluation(run, train_state.reference, self._log)
         if first_step and self._evaluation.is_missing(first_step):
             self._evaluation(train_state.state, first_step)  # a reward failed in it
@@ -63,18 +64,17 @@ class T5XTrainer(t5x_trainer.BaseTrainer):
         """
         state: T5XTrainState = self.train_state  # type: ignore[has-type]
         first = int(state.step) if start_step is None else start_step
-        with _sigterm() as terminated:
-            for step in range(first, first + num_steps):
-                state, done = self._one_step(state, batch_iter, step), step + 1
-                self.train_state = state
-                if terminated or self._reports_after(done):
-                    self._last_report = Done(self._reports.write(done))
-                if self._evaluation.is_missing(done):
-                    self._evaluate(state, done)
-                if terminated:
-                    raise t5x_trainer.PreemptionError(
-                        f"SIGTERM; step {done} is saved, and the same command goes on from it"
-                    )
+        for step in range(first, first + num_steps):
+            state, done = self._one_step(state, batch_iter, step), step + 1
+            self.train_state = state
+            if self._terminated or self._reports_after(done):
+                self._last_report = Done(self._reports.write(done))
+            if self._terminated:
+                raise t5x_trainer.PreemptionError(
+                    f"SIGTERM; step {done} is saved, and the same command goes on from it"
+                )
+            if self._evaluation.is_missing(done):
+                self._evaluate(state, done)
         return self._last_report
 
     def _reports_after(self, done: int) -> bool:
@@ -109,10 +109,17 @@ class T5XTrainer(t5x_trainer.BaseTrainer):
     def compile_train(self, batch: Mapping[str, Any]) -> None:
         """Nothing: the step is compiled in halves, by its first call."""
 
+    def _finish_step(self, number: int, frame: Any) -> None:
+        """Handles SIGTERM; a second one ends the process at once."""
+        say("SIGTERM: the step under way is the last one")
+        self._terminated = True
+        signal.signal(number, self._default_sigterm)
+
     def close(self) -> None:
         """Ends the logs."""
         super().close()
         self._log.close()
+        signal.signal(signal.SIGTERM, self._default_sigterm)
 
     @property
     def _partitioned_train_step(self):
@@ -132,19 +139,3 @@ class Done:
     def result(self) -> dict[str, clu.values.Scalar]:
         """The means."""
         return {name: clu.values.Scalar(value) for name, value in self._means.items()}
-
-
-@contextlib.contextmanager
-def _sigterm() -> Iterator[list[int]]:
-    """Yields a list that is filled when SIGTERM comes, which then does not end the process."""
-    received: list[int] = []
-
-    def receive(number, _frame):
-        say("SIGTERM: saving after this step")
-        received.append(number)
-
-    before = signal.signal(signal.SIGTERM, receive)
-    try:
-        yield received
-    finally:
-        signal.signal(signal.SIGTERM, before)
