@@ -208,7 +208,7 @@ def resolved(text):
     ("overrides", "changed"),
     [
         (["SUBSET=@subset.full()"], {"subset S", "policy", "state"}),
-        (["SUBSET=@subset.matching()", "subset.matching.regex='mlp'"],
+        (["SUBSET=@subset.matching()", "subset.matching.regex='logits'"],
          {"subset S", "policy", "state"}),
         (["REWARD_WEIGHTS_SAMPLER=@weighting.FixedRewardWeights()",
           "weighting.FixedRewardWeights.reward_weights=(0.5, 0.5)"], {"w"}),

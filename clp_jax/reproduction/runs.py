@@ -23,8 +23,8 @@ class Scale:
 
     Attributes:
       seeds: of sampling and of the order of the data; the reference is one for all.
-      steps: T of the main comparison, of two rewards, and with one reward over α.
-      short_steps: T with three rewards, and of ablations.
+      steps: T of the main comparison, of two rewards.
+      short_steps: T with one and with three rewards, and of ablations.
       eval_period: steps between evaluations of some runs of two rewards; divides the others.
       settings: gin settings of every run.
       files: gin files behind all others.
@@ -43,7 +43,7 @@ BRIEFS = Scale(
     steps=500,
     short_steps=250,
     eval_period=125,
-    settings={"SAVE_PERIOD": "250", "EVAL_EXAMPLES": "256", "EVAL_BATCH_SIZE": "256"},
+    settings={"SAVE_PERIOD": "250", "EVAL_EXAMPLES": "384", "EVAL_BATCH_SIZE": "384"},
 )
 
 # To see that everything works: nothing is learnt.
@@ -108,7 +108,7 @@ def specs(scale: Scale, output: pathlib.Path) -> list[RunSpec]:
     """Every run but those of the references; all of the first seed come first."""
     two = functools.partial(_experiment, scale, output, experiment="nli_rouge")
     short = functools.partial(two, steps=scale.short_steps)
-    kl = functools.partial(_experiment, scale, output, steps=scale.steps)
+    kl = functools.partial(_experiment, scale, output, steps=scale.short_steps)
     watched = functools.partial(two, name="two_rewards", eval_period=scale.eval_period)
     found = [
         *watched(methods=("prompting", "full", "attn"), steps=scale.steps),
