@@ -25,19 +25,23 @@ RECORDS = corpus.generate("validation", 5)
 DOCUMENTS, SUMMARIES = ([r[key] for r in RECORDS] for key in ("document", "summary"))
 
 
-@pytest.fixture(scope="module")
-def folders(tmp_path_factory):
-    """Random reward models, {kind: MODEL_DIR}, and the parameters of both."""
+def random_reward_model(folder, kind):
+    """Writes one; returns its MODEL_DIR and its parameters."""
     module, vocabulary = Transformer(CONFIG), tasks.briefs_vocabulary()
     tokens = jnp.ones([1, 4], jnp.int32)
     init = jax.jit(functools.partial(module.init, enable_dropout=False))
     params = init(jax.random.key(0), tokens, tokens, tokens)["params"]
+    model = RewardModel(module, InputTemplate((7, 8), (9,), 80, 1), HEADS[kind])
+    saved.save(folder / saved.FOLDER, model, params, vocabulary, {"accuracy": 0.5})
+    return folder, params
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    """Random reward models, {kind: MODEL_DIR}, and the parameters of both."""
     made = {}
-    for kind, head in HEADS.items():
-        folder = tmp_path_factory.mktemp(kind)
-        model = RewardModel(module, InputTemplate((7, 8), (9,), 80, 1), head)
-        saved.save(folder / saved.FOLDER, model, params, vocabulary, {"accuracy": 0.5})
-        made[kind] = folder
+    for kind in HEADS:
+        made[kind], params = random_reward_model(tmp_path_factory.mktemp(kind), kind)
     return made, params
 
 

@@ -386,3 +386,23 @@ def test_every_command_of_the_page_runs(tmp_path):
         assert done.returncode == 0, f"{command}\n{done.stderr[-3000:]}"
     (values,) = (tmp_path / "runs/t5x_evaluated").rglob("values.json")
     assert json.loads(values.read_text())["kl_weights"] == pytest.approx([0.1])
+
+
+def test_learned_rewards_on_several_devices(tmp_path, reference):
+    from test_saved_reward_model import HEADS, random_reward_model
+
+    folders = {kind: random_reward_model(tmp_path / kind, kind)[0] for kind in HEADS}
+    bindings = (
+        reference,
+        f"NLI_MODEL_DIR={str(folders['nli'])!r}",
+        f"TLDR_MODEL_DIR={str(folders['preference'])!r}",
+        "REWARDS=('nli', 'rouge', 'tldr')",
+        "TRAIN_STEPS=2",
+    )
+    train.main(smoke.flags(tmp_path / "one", *STEPS, *bindings))
+    train_under_t5x(tmp_path / "two", *bindings, devices=2)
+    for one, two in zip(metrics(tmp_path / "one"), metrics(tmp_path / "two"), strict=True):
+        for name in ("rewards_raw/nli", "rewards_raw/tldr"):
+            if name in one:
+                assert two[name] == pytest.approx(one[name], rel=1e-5)
+    assert "rewards_raw/nli" in metrics(tmp_path / "two")[0]

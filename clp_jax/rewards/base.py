@@ -174,6 +174,11 @@ class RewardStack:
                 except ValueError as error:
                     raise ValueError(f"reward {entry.name!r}: {error}") from None
 
+    def place(self, sharding: jax.sharding.Sharding) -> None:
+        """Says where parameters of device rewards are to be; before anything is scored."""
+        for reward in self._device:
+            reward.sharding = sharding
+
     def dispatch(
         self, prompt_tokens: jax.Array, completion_tokens: jax.Array, completion_mask: jax.Array
     ) -> DeviceScores:

@@ -1,5 +1,6 @@
 """Calling device rewards: one compiled program for each, dispatched together and timed."""
 
+import functools
 import time
 from collections.abc import Iterable
 from typing import Any, Protocol, runtime_checkable
@@ -38,9 +39,14 @@ class CompiledReward:
       name: display name.
       reward: see `DeviceReward`.
 
+    Attributes:
+      sharding: where its parameters are to be; None for where they are. To be set before a call.
+
     Raises:
       ValueError: the reward has no `score_tokens`.
     """
+
+    sharding: jax.sharding.Sharding | None = None
 
     def __init__(self, name: str, reward: Any):
         if not isinstance(reward, DeviceReward):
@@ -60,6 +66,18 @@ class CompiledReward:
             )
         return Scored(scores, metrics)
 
+    @property
+    def _params(self) -> Any:
+        return self._given if self.sharding is None else self._placed
+
+    @property
+    def _given(self) -> Any:
+        return getattr(self._reward, "params", None)
+
+    @functools.cached_property
+    def _placed(self) -> Any:
+        return jax.device_put(self._given, self.sharding)
+
     def __call__(self, *tokens: jax.Array) -> Scored:
         """Dispatches the program; returns at once, but for its compilation.
 
@@ -73,7 +91,7 @@ class CompiledReward:
           RewardError: the reward raised while it was traced (chained), or its shape is not [B].
         """
         try:
-            return self._program(getattr(self._reward, "params", None), *tokens)
+            return self._program(self._params, *tokens)
         except RewardError:
             raise
         except Exception as error:

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import clu.values
+from jax.sharding import NamedSharding, PartitionSpec
 from t5x import trainer as t5x_trainer
 
 from clp_jax import loop, training
@@ -34,6 +35,8 @@ class T5XTrainer(t5x_trainer.BaseTrainer):
             model, train_state, partitioner, eval_names, summary_dir, train_state_axes, rng
         )
         run, first_step = model.run, int(train_state.step)
+        for rewards in filter(None, (run.model.rewards, run.evaluation.rewards)):
+            rewards.place(NamedSharding(partitioner.mesh, PartitionSpec()))
         self._step = Trainer(
             run,
             train_state.reference,
