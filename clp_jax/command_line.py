@@ -42,6 +42,7 @@ def configured_run(
     add_arguments: Callable[[argparse.ArgumentParser], None] | None = None,
     configurable: type | None = None,
     example: str = "gin/clp_attn.gin",
+    before: Callable[[argparse.Namespace], None] | None = None,
 ):
     """Parses a command line with gin flags.
 
@@ -52,6 +53,7 @@ def configured_run(
       add_arguments: adds the command's own flags.
       configurable: what is configured; None for `Run`.
       example: a gin file for the message that there is none.
+      before: called with the flags before anything is configured.
 
     Returns:
       (the configured object, the parsed flags).
@@ -70,6 +72,8 @@ def configured_run(
     flags, bindings = gin_config.parse_flags(parser, argv)
     if not flags.gin_file:
         raise ConfigError(f"no --gin_file; for example --gin_file={example} (try --help)")
+    if before is not None:
+        before(flags)
     gin_config.load(flags.gin_file, bindings, flags.gin_search_paths)
     if configurable is None:
         return gin_config.configured_run(), flags

@@ -48,6 +48,8 @@ class DatasetConfig:
       batch_size: B, over all hosts.
       shuffle: whether the order is shuffled.
       seed: of the shuffling; None takes the run's seed.
+      num_shards: how many parts of the split are read side by side, each batch_size/num_shards
+        examples of a batch; hosts share them. None for one part per host.
     """
 
     mixture_or_task_name: str
@@ -56,8 +58,17 @@ class DatasetConfig:
     batch_size: int = 32
     shuffle: bool = True
     seed: int | None = None
+    num_shards: int | None = None
 
     def __post_init__(self):
+        if self.num_shards is not None:
+            check_whole_number("DATA_SHARDS", self.num_shards, 1)
+            if self.batch_size % self.num_shards:
+                size, number = self.batch_size, self.num_shards
+                raise ValueError(
+                    f"DATA_SHARDS={number} must divide the batch of {size}; it may be "
+                    f"{', '.join(str(d) for d in range(1, size + 1) if size % d == 0)}"
+                )
         if set(self.task_feature_lengths) != {"inputs", "targets"}:
             raise ValueError(
                 f"TASK_FEATURE_LENGTHS={dict(self.task_feature_lengths)} must give a length for "
@@ -287,7 +298,9 @@ class Run:
       eval_period: steps between evaluations over the grid of weightings; 0 for none but at the end.
       stats_period: steps between two lines of the log.
       random_seed: of sampling, of the order of the data and of initialisation.
-      num_partitions: devices over which one copy of the model is cut; above 1 only under t5x.
+      num_partitions: devices over which one copy of the model is cut; the others share the batch.
+      fully_sharded: whether parameters and optimizer states are cut over the devices that share the
+        batch too.
       sft: supervised finetuning that makes the reference where no checkpoint is given.
       evaluation: how the policy is evaluated.
     """
@@ -302,6 +315,7 @@ class Run:
     stats_period: int = 100
     random_seed: int = 0
     num_partitions: int = 1
+    fully_sharded: bool = False
     sft: SFTConfig = dataclasses.field(default_factory=SFTConfig)
     evaluation: EvaluationConfig = EvaluationConfig()
 

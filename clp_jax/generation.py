@@ -70,6 +70,8 @@ class Generator:
     def __call__(self, documents: Sequence[str], batch_size: int = 32) -> Iterator[str]:
         """One completion of each document; says how many were too long for the encoder."""
         model, length = self._run.model, self._run.max_prompt_length
+        shares = self._policy.placement.shares
+        batch_size = -(-batch_size // shares) * shares
         prefix = tasks.prompt_prefix(self._run.train_dataset_cfg.mixture_or_task_name)
         tokens = [[*model.vocabulary.encode(prefix + d), model.eos_id] for d in documents]
         if too_long := sum(len(row) > length for row in tokens):

@@ -7,12 +7,14 @@ from typing import Any, Protocol
 import jax
 
 from clp_jax.data.batches import Batch, Batches
-from clp_jax.metrics_log import MetricsLog, Progress, Window, say
+from clp_jax.metrics_log import Log, Progress, Window, say
+from clp_jax.preemption import Preempted
 from clp_jax.rewards.host import RewardError
 from clp_jax.run_checkpoints import RunCheckpoints
 
 Metrics = Mapping[str, Any]
 Watch = Callable[[int, Mapping[str, float]], None]
+Stop = Callable[[], bool]
 
 
 class Step(Protocol):
@@ -39,11 +41,12 @@ def train(
     total_steps: int,
     stats_period: int,
     save_period: int,
-    log: MetricsLog,
+    log: Log,
     checkpoints: RunCheckpoints,
     evaluate: Callable[[Any, int], None] | None = None,
     eval_period: int = 0,
     watch: Watch | None = None,
+    stop: Stop | None = None,
 ) -> Any:
     """Runs steps first_step .. total_steps − 1 and returns the last state.
 
@@ -64,9 +67,11 @@ def train(
       evaluate: called with (state, steps done); the caller makes up for one that failed.
       eval_period: steps between evaluations, besides that at the end; 0 for the end only.
       watch: called with (steps done, means) at every report.
+      stop: asked after every step whether to end early.
 
     Raises:
       RewardError: a reward failed in a step or an evaluation; all steps before it are saved first.
+      Preempted: `stop` said so, here or in an evaluation; all steps are saved first.
     """
     reports = Reports(step_fn, Progress(what, first_step, total_steps), log, watch)
     saved = _Saved(checkpoints, batches, first_step)
@@ -78,17 +83,27 @@ def train(
             raise RewardError(f"{error}\n{saved.rescue(state, done - 1)}") from error.__cause__
         reports.add(done, metrics)
         last = done == total_steps
-        saves = last or done % save_period == 0
-        if saves or done % stats_period == 0:
+        stops = stop is not None and stop() and not last
+        saves = last or stops or done % save_period == 0
+        if stops or reports_after(done, stats_period, save_period, total_steps):
             reports.write(done)
         paused = time.monotonic()
         # Before the checkpoint, so that a run that is killed in between evaluates again.
-        if evaluate is not None and (last or (eval_period and done % eval_period == 0)):
+        evaluates = last or (eval_period and done % eval_period == 0)
+        if evaluate is not None and evaluates and not stops:
             saved.save_if_fails(evaluate, state, done)
         if saves:
             saved.save(state, done)
+        if stops:
+            checkpoints.wait()
+            raise Preempted(f"step {done} is saved, and the same command goes on from it")
         reports.progress.pause(time.monotonic() - paused)
     return state
+
+
+def reports_after(done: int, stats_period: int, save_period: int, total_steps: int) -> bool:
+    """Whether there is a report when that many steps are done; arguments as of `train`."""
+    return done % stats_period == 0 or done % save_period == 0 or done == total_steps
 
 
 class Reports:
@@ -104,7 +119,7 @@ class Reports:
       progress: of this run; its first step is the first that is added.
     """
 
-    def __init__(self, step_fn: Step, progress: Progress, log: MetricsLog, watch: Watch | None):
+    def __init__(self, step_fn: Step, progress: Progress, log: Log, watch: Watch | None):
         self.progress = progress
         self._step_fn, self._log, self._watch = step_fn, log, watch
         self._window, self._started = Window(), False
@@ -150,9 +165,18 @@ class _Saved:
         self._step, self._position = done, self._batches.position()
 
     def save_if_fails(self, evaluate: Callable[[Any, int], None], state: Any, done: int) -> None:
-        """Evaluates; saves the state first where a reward fails, and raises its RewardError."""
+        """Evaluates; saves the state first where a reward fails, or where it is stopped.
+
+        Raises:
+          RewardError: that of the reward.
+          Preempted: that of the evaluation.
+        """
         try:
             evaluate(state, done)
+        except Preempted as stopped:
+            self.save(state, done)
+            self._checkpoints.wait()
+            raise Preempted(f"step {done} is saved; {stopped}") from None
         except RewardError as error:
             self.save(state, done)
             raise RewardError(
@@ -181,7 +205,7 @@ class _Saved:
         )
 
 
-def _show_samples(log: MetricsLog, step: int, rows: Sequence[Mapping[str, Any]]) -> None:
+def _show_samples(log: Log, step: int, rows: Sequence[Mapping[str, Any]]) -> None:
     if not rows:
         return
     log.samples(step, rows)

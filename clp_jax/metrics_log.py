@@ -5,13 +5,43 @@ import pathlib
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol
 
+import jax
 import numpy as np
 from clu import metric_writers
 
 # What a progress line shows of the metrics; the logs have them all.
 _SHOWN = ("rewards/", "objective/", "rollout/length", "loss/cross_entropy", "accuracy")
+
+
+class Log(Protocol):
+    """Where a run's metrics go."""
+
+    def scalars(self, step: int, values: Mapping[str, float]) -> None:
+        """Takes scalars; names are paths such as 'rewards/rouge'."""
+
+    def samples(self, step: int, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Takes a table of sample completions; each row has the same keys."""
+
+    def close(self) -> None:
+        """Flushes everything to disk."""
+
+
+def opened(directory: pathlib.Path, step: int = 0) -> Log:
+    """A `MetricsLog`; of several processes, only the first one writes."""
+    return MetricsLog(directory, step) if jax.process_index() == 0 else _NoLog()
+
+
+class _NoLog:
+    def scalars(self, step: int, values: Mapping[str, float]) -> None:
+        pass
+
+    def samples(self, step: int, rows: Sequence[Mapping[str, Any]]) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
 
 
 class MetricsLog:
@@ -135,5 +165,9 @@ class Progress:
 
 
 def say(text: str) -> None:
-    """One message to the person at the console: stderr, so that stdout stays for results."""
-    print(text, file=sys.stderr, flush=True)
+    """One message to the person at the console: stderr, so that stdout stays for results.
+
+    Of several processes, only the first one speaks.
+    """
+    if not jax.distributed.is_initialized() or jax.process_index() == 0:
+        print(text, file=sys.stderr, flush=True)

@@ -61,7 +61,7 @@ def prepend(
     prefix_tokens: Sequence[int] | np.ndarray,
     prompt_tokens: np.ndarray,
     eos_id: int | None = None,
-) -> tuple[np.ndarray, int]:
+) -> tuple[np.ndarray, np.ndarray]:
     """Puts the tokens of a prefix in front of every prompt, at an unchanged length E.
 
     Args:
@@ -70,7 +70,7 @@ def prepend(
       eos_id: if given, a prompt that ended in it and is cut still ends in it.
 
     Returns:
-      (tokens [B, E] of the prompts' dtype, number of rows that lost tokens of their prompt).
+      (tokens [B, E] of the prompts' dtype, which rows lost tokens of their prompt [B] bool).
 
     Raises:
       ValueError: the prompts are not [B, E], or the prefix leaves no room for them.
@@ -96,4 +96,4 @@ def prepend(
         last = np.max(np.where(prompts != 0, np.arange(length), 0), axis=1, keepdims=True)
         ended = np.take_along_axis(prompts, last, axis=1)[:, 0] == eos_id
         tokens[cut & ended, -1] = eos_id
-    return tokens, int(np.count_nonzero(cut))
+    return tokens, cut

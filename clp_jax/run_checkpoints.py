@@ -6,6 +6,7 @@ from typing import Any, Protocol
 
 import orbax.checkpoint as ocp
 
+from clp_jax import hosts
 from clp_jax.config import SaveCheckpointConfig
 from clp_jax.models.checkpoints import check_structure, restore_template
 
@@ -52,13 +53,18 @@ class RunCheckpoints:
         return list(self._manager.all_steps())
 
     def save(self, step: int, state: Any, batches: Position) -> None:
-        """Starts to write `state` and the data position; returns before it is on disk."""
+        """Starts to write `state` and every process's data position; returns before it is on disk.
+
+        Raises:
+          ValueError: there is a checkpoint of that step.
+        """
         self._manager.save(
             step,
             args=ocp.args.Composite(
                 state=ocp.args.StandardSave(state),
-                position=ocp.args.StandardSave(batches.position()),
+                position=ocp.args.StandardSave(hosts.merged(batches.position())),
             ),
+            force=True,  # else it asks JAX about preemption, as `clp_jax.preemption` does
         )
 
     def restore(
@@ -67,7 +73,7 @@ class RunCheckpoints:
         """Reads a state, and moves `batches` to where it stood then.
 
         Args:
-          template: a state, or the shapes of one.
+          template: a state, or the shapes of one, which may have shardings.
           step: which checkpoint; None for the latest.
           batches: moved if given.
 

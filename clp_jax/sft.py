@@ -19,14 +19,16 @@ def main(argv: Sequence[str]) -> None:
         run, _ = command_line.configured_run("clp_jax.sft", __doc__, argv)
         if run.sft.steps < 1:
             raise ValueError(f"SFT_STEPS={run.sft.steps} leaves nothing to do")
-        from clp_jax import supervised, training
+        from clp_jax import states, supervised, training
+        from clp_jax.preemption import Preemption
 
         training.check(run)
         command_line.claim_model_dir(run.model_dir)
     if training.has_reference(run):
         print(f"{run.model_dir} has its reference already", file=sys.stderr)
     else:
-        supervised.finetune(run)
+        with command_line.errors("clp_jax.sft"), Preemption() as preemption:
+            supervised.finetune(run, states.placement(run), preemption)
 
 
 if __name__ == "__main__":

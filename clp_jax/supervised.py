@@ -12,11 +12,13 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from clp_jax import loop, losses
+from clp_jax import loop, losses, metrics_log, states
 from clp_jax.config import Run
-from clp_jax.data.batches import Batch, Batches
-from clp_jax.metrics_log import MetricsLog, say
-from clp_jax.models import checkpoints
+from clp_jax.data.batches import Batch, shared
+from clp_jax.hosts import Rows
+from clp_jax.metrics_log import say
+from clp_jax.models import checkpoints, partitioning
+from clp_jax.models.partitioning import Placement
 from clp_jax.rollout import over_completion_logits
 from clp_jax.run_checkpoints import RunCheckpoints
 
@@ -24,28 +26,33 @@ Params = Any
 State = dict[str, Any]
 
 
-def finetune(run: Run) -> Params:
+def finetune(run: Run, place: Placement, stop: loop.Stop | None = None) -> Params:
     """Trains the reference policy, or reads on where an earlier call was killed.
 
     Args:
       run: the configuration; `run.sft` says how.
+      place: over which devices.
+      stop: see `loop.train`.
 
     Returns:
       θ_ref, plain LM parameters; also written to MODEL_DIR/reference.
+
+    Raises:
+      Preempted: it was stopped.
     """
     folder = pathlib.Path(run.model_dir)
     config = dataclasses.replace(run.train_dataset_cfg, batch_size=run.sft.batch_size)
-    batches = Batches(config, repeat=True, seed=run.random_seed)
+    batches = shared(config, run.random_seed, place)
     saved = RunCheckpoints(folder / "sft" / "checkpoints", run.checkpoint_cfg.save)
-    params = init_params(run)
-    state = {"params": params, "optimizer": run.sft.optimizer.init(params)}
+    step = SupervisedStep(run, place)
+    state = step.first_state()
     first_step = saved.latest_step() or 0
     if first_step:
         say(f"sft: resuming from step {first_step}")
         state = saved.restore(state, first_step, batches)
-    log = MetricsLog(folder / "sft", first_step)
+    log = metrics_log.opened(folder / "sft", first_step)
     state = loop.train(
-        SupervisedStep(run),
+        step,
         state,
         batches,
         what="sft",
@@ -55,6 +62,7 @@ def finetune(run: Run) -> Params:
         save_period=run.checkpoint_cfg.save.period,
         log=log,
         checkpoints=saved,
+        stop=stop,
     )
     log.close()
     saved.close()
@@ -62,39 +70,58 @@ def finetune(run: Run) -> Params:
     return state["params"]
 
 
-def init_params(run: Run) -> Params:
-    """Random parameters of the run's network; under `jax.eval_shape`, their shapes."""
-    module = run.model.module
-    prompts = jnp.ones([1, run.max_prompt_length], jnp.int32)
-    completions = jnp.ones([1, run.max_decode_length], jnp.int32)
-
-    def init(key):
-        return module.init(key, prompts, completions, completions, enable_dropout=False)["params"]
-
-    return jax.jit(init)(jax.random.key(run.random_seed))
-
-
 class SupervisedStep:
-    """One step of maximum likelihood on the reference summaries."""
+    """One step of maximum likelihood on the reference summaries.
 
-    def __init__(self, run: Run):
-        step = functools.partial(supervised_step, run.model.module, run.sft.optimizer)
-        self._step = jax.jit(step, donate_argnums=0)
-        self._seed = run.random_seed
+    Args:
+      run: the configuration.
+      place: over which devices.
+    """
+
+    def __init__(self, run: Run, place: Placement):
+        self._run, self._place = run, place
+        module, optimizer = run.model.module, run.sft.optimizer
+        shapes = jax.eval_shape(lambda p: _state(run, p), states.reference_shapes(run))
+        self._shardings = place.parameters(module, shapes)
+        self._step = jax.jit(
+            place.traced(functools.partial(_counted_step, module, optimizer)),
+            donate_argnums=0,
+            out_shardings=(self._shardings, place.whole),
+        )
+        self._rows = Rows(place.batch, run.sft.batch_size)
+
+    def first_state(self) -> State:
+        """Random parameters and their optimizer's state."""
+        params = states.init_params(self._run, self._place)
+        return jax.jit(lambda p: _state(self._run, p), out_shardings=self._shardings)(params)
 
     def __call__(self, state: State, batch: Batch, step: int) -> tuple[State, dict[str, Any]]:
         """See `clp_jax.loop.Step`."""
-        arguments = (batch.prompts, batch.references, np.int32(self._seed), np.int32(step))
-        state, metrics = self._step(state, *jax.device_put(arguments))
-        return state, {
-            **metrics,
-            "data/truncated_prompts": batch.truncated.sum(),
-            "data/truncated_references": batch.truncated_references.sum(),
-        }
+        cut = (batch.truncated, batch.truncated_references)
+        rows = (batch.prompts, batch.references, *cut)
+        numbers = (np.int32(self._run.random_seed), np.int32(step))
+        numbers = partitioning.put(numbers, self._place.whole)
+        return self._step(state, *self._rows.to_devices(rows), *numbers)
 
     def samples(self) -> Sequence[dict[str, Any]]:
         """None: nothing is sampled."""
         return ()
+
+
+def _state(run: Run, params: Params) -> State:
+    return {"params": params, "optimizer": run.sft.optimizer.init(params)}
+
+
+def _counted_step(
+    module, optimizer, state, prompts, references, truncated, truncated_references, seed, step
+):
+    """`supervised_step`, and how many rows were cut, of [B] bool."""
+    state, metrics = supervised_step(module, optimizer, state, prompts, references, seed, step)
+    return state, {
+        **metrics,
+        "data/truncated_prompts": jnp.sum(truncated),
+        "data/truncated_references": jnp.sum(truncated_references),
+    }
 
 
 def supervised_step(

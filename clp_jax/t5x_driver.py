@@ -51,17 +51,7 @@ def steered_model(
     run: Run, reward_weights: Sequence[float], kl_weight: float | None = None,
     temperature: float = 0.0,
 ):  # fmt: skip
-    """The model for `t5x.infer` and `t5x.eval`, at one weighting.
-
-    Args:
-      run: as it was trained.
-      reward_weights: w, [m].
-      kl_weight: α; None for α_min.
-      temperature: of sampling; 0 for greedy.
-
-    Raises:
-      ValueError: a weighting that is not one.
-    """
+    """The model for `t5x.infer` and `t5x.eval`; see `clp_jax.under_t5x.model.at_weighting`."""
     from clp_jax.under_t5x import model
 
     return model.at_weighting(run, reward_weights, kl_weight, temperature)
@@ -138,18 +128,20 @@ def evaluator(
     return RewardEvaluator(feature_converter.model, log_dir)
 
 
-def PjitPartitioner(num_partitions: int = 1):
+def PjitPartitioner(num_partitions: int = 1, fully_sharded: bool = False):
     """t5x's `partitioner`.
 
     Args:
-      num_partitions: devices over which one copy of the model is cut; the others share the batch.
+      num_partitions: see `config.Run`.
+      fully_sharded: see `config.Run`.
 
     Raises:
-      ValueError: it does not divide the number of devices.
+      ValueError: the devices cannot be shared so.
     """
+    from clp_jax.models.partitioning import Placement
     from clp_jax.under_t5x.partitioner import Partitioner
 
-    return Partitioner(num_partitions)
+    return Partitioner(Placement.over(None, num_partitions, fully_sharded))
 
 
 _allow_train_bindings()

@@ -2,7 +2,8 @@
 
   python -m clp_jax.train --gin_file=gin/clp_attn.gin --gin_file=gin/briefs.gin
 
-A run that was killed goes on when the same command is given again.
+A run that was killed goes on when the same command is given again. After SIGTERM the step under way
+is the last one; it is saved, and the exit status is 75, for whoever started it to try again.
 """
 
 import argparse
@@ -16,6 +17,26 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="print the resolved run, its shapes and memory, write nothing, and exit",
     )
+    group = parser.add_argument_group(
+        "several hosts", "the same command on each of them; MODEL_DIR must be one they all see"
+    )
+    group.add_argument(
+        "--multihost",
+        action="store_true",
+        help="meet the other hosts as the environment says (TPU pods, GKE, Slurm)",
+    )
+    group.add_argument("--coordinator_address", metavar="HOST:PORT", help="of process 0")
+    group.add_argument("--process_count", type=int, metavar="N", help="how many processes")
+    group.add_argument("--process_index", type=int, metavar="I", help="this one: 0 ... N - 1")
+
+
+def _meet(flags: argparse.Namespace) -> None:
+    """Meets the other hosts, if there are to be any."""
+    from clp_jax import hosts
+
+    given = (flags.coordinator_address, flags.process_count, flags.process_index)
+    if flags.multihost or given != (None, None, None):
+        hosts.initialize(*given)
 
 
 def main(argv: Sequence[str]) -> None:
@@ -24,24 +45,27 @@ def main(argv: Sequence[str]) -> None:
 
     host_memory.keep_freed_memory()
     with command_line.errors("clp_jax.train"):
-        run, flags = command_line.configured_run("clp_jax.train", __doc__, argv, _add_arguments)
-        from clp_jax import training
+        run, flags = command_line.configured_run(
+            "clp_jax.train", __doc__, argv, _add_arguments, before=_meet
+        )
+        from clp_jax import hosts, preemption, training
         from clp_jax.rewards.host import RewardError
 
-        if run.num_partitions > 1:
-            raise command_line.ConfigError(
-                f"NUM_PARTITIONS={run.num_partitions}: this command runs on one device, "
-                "`python -m t5x.train` on several (docs/t5x.md)"
-            )
         training.check(run)
         if flags.dry_run:
             training.dry_run(run)
             return
-        command_line.claim_model_dir(run.model_dir)
+        if hosts.is_main():
+            command_line.claim_model_dir(run.model_dir)
+        hosts.wait("MODEL_DIR")
         training.check_checkpoint(run)
     # From here on only a reward's failure is the user's to mend; all else shows its traceback.
-    with command_line.errors("clp_jax.train", RewardError):
-        training.train(run)
+    with command_line.errors("clp_jax.train", RewardError), hosts.losing_none("clp_jax.train"):
+        try:
+            training.train(run)
+        except preemption.Preempted as stopped:
+            print(f"clp_jax.train: {stopped}", file=sys.stderr)
+            raise SystemExit(preemption.RETRY) from None
 
 
 if __name__ == "__main__":

@@ -4,25 +4,34 @@ import dataclasses
 import pathlib
 from typing import Any
 
-import jax
-
-from clp_jax import conditioning, describe, loop, run_checkpoints, supervised
-from clp_jax import train_step as clp_step
+from clp_jax import (
+    conditioning,
+    describe,
+    hosts,
+    loop,
+    metrics_log,
+    run_checkpoints,
+    states,
+    supervised,
+    watch,
+)
 from clp_jax.baselines.logit_mixing import LogitMixingPolicy
 from clp_jax.baselines.rewarded_soup import expert_runs, soup
 from clp_jax.conditioning import CLPParams, expert
 from clp_jax.config import DatasetConfig, Run
+from clp_jax.data import batches as batches_lib
 from clp_jax.data import tasks
-from clp_jax.data.batches import Batches
 from clp_jax.evaluation import report, sweep
-from clp_jax.metrics_log import MetricsLog, say
+from clp_jax.hosts import Rows
+from clp_jax.metrics_log import Log, say
 from clp_jax.models import checkpoints
+from clp_jax.models.partitioning import Placement
 from clp_jax.policy import CLPPolicy
+from clp_jax.preemption import Preemption
 from clp_jax.rewards.base import RewardStack
 from clp_jax.run_checkpoints import RunCheckpoints
 from clp_jax.train_step import TrainState
 from clp_jax.trainer import Trainer, prompter
-from clp_jax.watch import KLWatch
 
 Params = Any
 
@@ -30,12 +39,15 @@ Params = Any
 def check(run: Run) -> None:
     """Raises ValueError for whatever would stop the run, before anything is compiled.
 
-    Checked: the Tasks exist and are large enough, the rewards find their columns and return scores,
-    S matches parameters, and the reference policy has somewhere to come from and fits the model.
+    Checked: the devices can share the networks and the batches, the Tasks exist and are large
+    enough, the rewards find their columns and return scores, S matches parameters, and the
+    reference policy has somewhere to come from and fits the model.
 
     Raises:
       RewardError: a reward failed on two references taken as completions.
     """
+    place = states.placement(run)
+    Rows(place.batch, run.train_dataset_cfg.batch_size)
     for config in (run.train_dataset_cfg, run.infer_eval_dataset_cfg):
         tasks.check_task(config.mixture_or_task_name)
         _check_records(run, config, run.model.rewards)
@@ -44,10 +56,10 @@ def check(run: Run) -> None:
         if run.evaluation.rewards is not None:
             _check_records(run, config, run.evaluation.rewards)
             run.evaluation.rewards.check_policy(prefix, run.max_decode_length)
-    state_shapes(run)
+    states.state_shapes(run)
     path = run.model_dir if has_reference(run) else run.checkpoint_cfg.restore.path
     if path:
-        checkpoints.check_params(path, reference_shapes(run), run.model.module.config)
+        checkpoints.check_params(path, states.reference_shapes(run), run.model.module.config)
     elif not (run.sft.steps or run.sft.init_from_scratch):
         raise ValueError(
             "the reference policy has no parameters: set INITIAL_CHECKPOINT_PATH, or SFT_STEPS to "
@@ -78,14 +90,15 @@ def check_checkpoint(run: Run) -> None:
     for each in expert_runs(run) if run.model.rewarded_soup else [run]:
         saved = RunCheckpoints(checkpoint_folder(each.model_dir))
         if saved.latest_step() is not None:
-            saved.check(state_shapes(each))
+            saved.check(states.state_shapes(each))
         saved.close()
 
 
 def dry_run(run: Run) -> None:
     """Prints the resolved run and the shapes of its state; writes nothing."""
-    say(describe.resolved_run(run, state_shapes(run)))
-    print(describe.shapes(state_shapes(run)))
+    shapes = states.state_shapes(run)
+    say(describe.resolved_run(run, shapes))
+    print(describe.shapes(shapes))
 
 
 def train(run: Run) -> None:
@@ -93,35 +106,45 @@ def train(run: Run) -> None:
 
     MODEL_DIR then holds its checkpoints, logs, and an evaluation. Rewarded Soups train m policies
     in MODEL_DIR/experts, one after the other.
+
+    Raises:
+      Preempted: SIGTERM came; what was done is saved.
+      RewardError: a reward failed; the steps before are saved.
     """
-    say(describe.resolved_run(run, state_shapes(run)))
-    reference = load_reference(run)
-    if not run.model.rewarded_soup:
-        _train(run, reference, evaluate=True)
-        return
-    for expert_run, name in zip(expert_runs(run), run.model.rewards.names, strict=True):
-        say(f"expert of {name}: {expert_run.total_steps} of {run.total_steps} steps")
-        _train(expert_run, reference, evaluate=False)
-    folder = _evaluation_folder(run, run.total_steps)
-    if not (folder / report.VALUES).is_file():
-        policy, step = restore_policy(run)
-        result = sweep.sweep(policy, run, folder=folder, name=f"step {step}")
-        report.write(result, folder)
+    say(describe.resolved_run(run, states.state_shapes(run)))
+    place = states.placement(run)
+    with Preemption() as preemption:
+        reference = load_reference(run, place, preemption)
+        if not run.model.rewarded_soup:
+            _train(run, reference, place, preemption, evaluate=True)
+            return
+        for expert_run, name in zip(expert_runs(run), run.model.rewards.names, strict=True):
+            say(f"expert of {name}: {expert_run.total_steps} of {run.total_steps} steps")
+            _train(expert_run, reference, place, preemption, evaluate=False)
+        folder = _evaluation_folder(run, run.total_steps)
+        if not (folder / report.VALUES).is_file():
+            policy, step = restore_policy(run)
+            name = f"step {step}"
+            report.write(
+                sweep.sweep(policy, run, folder=folder, name=name, stop=preemption), folder
+            )
 
 
-def _train(run: Run, reference: Params, *, evaluate: bool) -> None:
+def _train(
+    run: Run, reference: Params, place: Placement, preemption: Preemption, *, evaluate: bool
+) -> None:
     """Trains one policy, with or without evaluations."""
-    batches = Batches(run.train_dataset_cfg, repeat=True, seed=run.random_seed)
+    batches = batches_lib.shared(run.train_dataset_cfg, run.random_seed, place)
     saved = RunCheckpoints(checkpoint_folder(run.model_dir), run.checkpoint_cfg.save)
-    state = start(run, reference, saved, batches)
+    state = start(run, reference, saved, batches, place)
     first_step = int(state.step)
-    log = MetricsLog(pathlib.Path(run.model_dir), first_step)
-    evaluation = Evaluation(run, reference, log) if evaluate else None
+    log = metrics_log.opened(pathlib.Path(run.model_dir), first_step)
+    evaluation = Evaluation(run, reference, log, place, preemption) if evaluate else None
     try:
         if evaluation is not None and first_step and evaluation.is_missing(first_step):
             evaluation(state, first_step)  # a reward failed in it
         loop.train(
-            Trainer(run, reference),
+            Trainer(run, reference, place),
             state,
             batches,
             what="clp",
@@ -133,7 +156,8 @@ def _train(run: Run, reference: Params, *, evaluate: bool) -> None:
             checkpoints=saved,
             evaluate=evaluation,
             eval_period=run.eval_period,
-            watch=None if run.model.kl_warning is None else KLWatch(run.model.kl_warning),
+            watch=watch.of(run.model.kl_warning),
+            stop=preemption,
         )
     finally:
         saved.close()
@@ -141,7 +165,11 @@ def _train(run: Run, reference: Params, *, evaluate: bool) -> None:
 
 
 def start(
-    run: Run, reference: Params, saved: RunCheckpoints, batches: run_checkpoints.Position
+    run: Run,
+    reference: Params,
+    saved: RunCheckpoints,
+    batches: run_checkpoints.Position,
+    place: Placement,
 ) -> TrainState:
     """The state that training goes on from: the last checkpoint, or the first one of all.
 
@@ -150,44 +178,63 @@ def start(
       reference: θ_ref.
       saved: the run's checkpoints.
       batches: moved to where the state stood in them.
+      place: over which devices it is.
     """
-    state = clp_step.init_train_state(
-        run.clp, reference, run.model.subset, run.model.num_objectives
-    )
     first_step = saved.latest_step()
     if not first_step:
-        return state
+        return states.init_state(run, reference, place)
     say(f"resuming from step {first_step} of {run.model_dir}")
-    return saved.restore(state, first_step, batches)
+    return saved.restore(states.state_shapes(run, place), first_step, batches)
 
 
 class Evaluation:
-    """The evaluations of a run under way; generator and prompts are kept from one to the next."""
+    """The evaluations of a run under way; generator and prompts are kept from one to the next.
 
-    def __init__(self, run: Run, reference: Params, log: MetricsLog):
+    Args:
+      run: the configuration.
+      reference: θ_ref.
+      log: gets the scalars.
+      place: over which devices.
+      stop: asked between weightings whether to stop.
+    """
+
+    def __init__(self, run: Run, reference: Params, log: Log, place: Placement, stop: sweep.Stop):
         self._run, self._log, self._reference = run, log, reference
+        self._place, self._stop = place, stop
         self._policy: Any = None
         self._prompts: sweep.Prompts | None = None
 
     def __call__(self, state: TrainState, step: int) -> None:
-        """Evaluates `state`, of `step` steps, into MODEL_DIR/evaluation/STEP."""
+        """Evaluates `state`, of `step` steps, into MODEL_DIR/evaluation/STEP.
+
+        Raises:
+          Preempted: it was stopped; the weightings that are done are kept.
+          RewardError: a reward failed.
+        """
         if self._policy is None:
-            self._policy = policy_of(self._run, state.params, self._reference)
+            self._policy = policy_of(self._run, state.params, self._reference, place=self._place)
         self._policy.params = state.params
         self._prompts = self._prompts or sweep.Prompts(self._run)
         folder, name = _evaluation_folder(self._run, step), f"step {step}"
         result = sweep.sweep(
-            self._policy, self._run, folder=folder, name=name, prompts=self._prompts
+            self._policy,
+            self._run,
+            folder=folder,
+            name=name,
+            prompts=self._prompts,
+            stop=self._stop,
         )
         self._policy.release()
-        report.write(result, folder)
+        if hosts.is_main():
+            report.write(result, folder)
         self._log.scalars(step, result.scalars())
 
     def is_missing(self, step: int) -> bool:
         """Whether there should be an evaluation after this many steps, and is none."""
         period, last = self._run.eval_period, self._run.total_steps
         due = step == last or (period > 0 and step % period == 0)
-        return due and not (_evaluation_folder(self._run, step) / report.VALUES).is_file()
+        done = due and (_evaluation_folder(self._run, step) / report.VALUES).is_file()
+        return due and not hosts.agreed(done)
 
 
 def restore(run: Run, step: int | None = None) -> tuple[TrainState, Params]:
@@ -200,24 +247,28 @@ def restore(run: Run, step: int | None = None) -> tuple[TrainState, Params]:
     return _restore_state(run, step), restore_reference(run)
 
 
-def restore_params(run: Run, step: int | None = None) -> tuple[CLPParams, Params, int]:
+def restore_params(
+    run: Run, step: int | None = None, place: Placement | None = None
+) -> tuple[CLPParams, Params, int]:
     """A trained run's φ, its reference, and the step of the checkpoint.
 
     Args:
       run: as it was trained; φ of a soup has the experts' parameters.
       step: which checkpoint; None for the latest, and for a soup that of its experts.
+      place: over which devices; None for the first one.
 
     Raises:
       ValueError: no such checkpoint, or a step of a soup other than its last one.
     """
     if not run.model.rewarded_soup:
-        state, reference = restore(run, step)
-        return state.params, reference, int(state.step)
-    states = [_restore_state(expert_run) for expert_run in expert_runs(run)]
-    done = sum(int(state.step) for state in states)
+        state = _restore_state(run, step, place)
+        return state.params, restore_reference(run, place), int(state.step)
+    experts = [_restore_state(expert_run, place=place) for expert_run in expert_runs(run)]
+    done = sum(int(state.step) for state in experts)
     if step not in (None, done):
         raise ValueError(f"step {step}: a soup is taken of its experts' last steps, {done} in all")
-    return soup([expert(state.params, 0) for state in states]), restore_reference(run), done
+    params = soup([expert(state.params, 0) for state in experts])
+    return params, restore_reference(run, place), done
 
 
 def restore_value_params(run: Run, step: int | None = None) -> Params:
@@ -237,6 +288,7 @@ def policy_of(
     reference: Params,
     mixing: str | None = None,
     temperature: float | None = None,
+    place: Placement | None = None,
 ) -> CLPPolicy | LogitMixingPolicy:
     """A run's steerable policy.
 
@@ -246,6 +298,7 @@ def policy_of(
       reference: θ_ref.
       mixing: "parameters" or "logits"; None for what the run's evaluation says.
       temperature: of sampling, 0 for greedy; None for that of training.
+      place: over which devices; None for the first one.
 
     Raises:
       ValueError: logits cannot be mixed in this run.
@@ -255,13 +308,13 @@ def policy_of(
         decoding = dataclasses.replace(clp.decoding, temperature=temperature)
         clp = dataclasses.replace(clp, decoding=decoding)
     if mixing == "parameters":
-        return CLPPolicy(clp, params, reference, prompter(run.model))
+        return CLPPolicy(clp, params, reference, prompter(run.model), place)
     if run.model.condition_prompt:
         raise ValueError(
             "mixing logits: the reference has not learned to read the weights that "
             "CONDITION_PROMPT=True writes into the prompt"
         )
-    return LogitMixingPolicy(clp, params, reference, over_experts=run.model.rewarded_soup)
+    return LogitMixingPolicy(clp, params, reference, run.model.rewarded_soup, place)
 
 
 def restore_policy(
@@ -270,21 +323,22 @@ def restore_policy(
     mixing: str | None = None,
     temperature: float | None = None,
 ) -> tuple[CLPPolicy | LogitMixingPolicy, int]:
-    """A trained run's policy (`policy_of`), and the step its checkpoint was made at."""
-    params, reference, step = restore_params(run, step)
-    return policy_of(run, params, reference, mixing, temperature), step
+    """A trained run's policy (`policy_of`) over all devices, and the step of its checkpoint."""
+    place = states.placement(run, training=False)
+    params, reference, step = restore_params(run, step, place)
+    return policy_of(run, params, reference, mixing, temperature, place), step
 
 
-def _restore_state(run: Run, step: int | None = None) -> TrainState:
+def _restore_state(run: Run, step: int | None = None, place: Placement | None = None) -> TrainState:
     saved = RunCheckpoints(checkpoint_folder(run.model_dir))
-    state = saved.restore(state_shapes(run), step)
+    state = saved.restore(states.state_shapes(run, place), step)
     saved.close()
     return state
 
 
-def restore_reference(run: Run) -> Params:
-    """θ_ref of a run that has begun."""
-    return checkpoints.load_params(run.model_dir, reference_shapes(run))
+def restore_reference(run: Run, place: Placement | None = None) -> Params:
+    """θ_ref of a run that has begun; on the first device where no other is given."""
+    return checkpoints.load_params(run.model_dir, states.reference_shapes(run, place))
 
 
 def has_reference(run: Run) -> bool:
@@ -292,44 +346,37 @@ def has_reference(run: Run) -> bool:
     return pathlib.Path(run.model_dir, checkpoints.REFERENCE).is_dir()
 
 
-def load_reference(run: Run) -> Params:
+def load_reference(
+    run: Run, place: Placement | None = None, stop: loop.Stop | None = None
+) -> Params:
     """θ_ref: from MODEL_DIR, else a checkpoint, else supervised finetuning, else random.
 
     The run's own copy is written to MODEL_DIR/reference the first time, and only read from then on.
+
+    Args:
+      run: the configuration.
+      place: over which devices it is; None for those of the run.
+      stop: see `loop.train`.
     """
-    if has_reference(run):
-        return checkpoints.load_params(run.model_dir, reference_shapes(run))
+    place = place or states.placement(run)
+    if hosts.agreed(has_reference(run)):
+        return restore_reference(run, place)
     if run.checkpoint_cfg.restore.path:
-        reference = checkpoints.load_params(
-            run.checkpoint_cfg.restore.path, reference_shapes(run), run.model.module.config
-        )
+        shapes = states.reference_shapes(run, place)
+        config = run.model.module.config
+        reference = checkpoints.load_params(run.checkpoint_cfg.restore.path, shapes, config)
     elif run.sft.steps:
-        return supervised.finetune(run)
+        return supervised.finetune(run, place, stop)
     else:
         say("the reference policy is a random one (INIT_FROM_SCRATCH)")
-        reference = supervised.init_params(run)
+        reference = states.init_params(run, place)
     checkpoints.save_params(pathlib.Path(run.model_dir, checkpoints.REFERENCE), reference)
     return reference
 
 
-def reference_shapes(run: Run) -> Params:
-    """Shapes of θ_ref."""
-    return jax.eval_shape(lambda: supervised.init_params(run))
-
-
-def state_shapes(run: Run) -> TrainState:
-    """Shapes of the training state; nothing is compiled or allocated."""
-    return jax.eval_shape(
-        lambda reference: clp_step.init_train_state(
-            run.clp, reference, run.model.subset, run.model.num_objectives
-        ),
-        reference_shapes(run),
-    )
-
-
 def parameter_count(run: Run) -> conditioning.ParameterCount:
     """What S costs in this run."""
-    return conditioning.count_parameters(state_shapes(run).params, run.model.num_objectives)
+    return conditioning.count_parameters(states.state_shapes(run).params, run.model.num_objectives)
 
 
 def checkpoint_folder(model_dir: str) -> pathlib.Path:

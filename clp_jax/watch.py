@@ -11,6 +11,11 @@ _PREFIX, _SUFFIX = "when_largest/", "/kl"  # around a reward's name
 _GROWTH = 1.5
 
 
+def of(bound: float | None) -> "KLWatch | None":
+    """A watch over a bound, or none where there is no bound."""
+    return None if bound is None else KLWatch(bound)
+
+
 class KLWatch:
     """Warns when a report's mean KL to the reference is above a bound; see `clp_jax.loop.train`.
 

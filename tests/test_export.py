@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import smoke
 
-from clp_jax import command_line, conditioning, exporting, training
+from clp_jax import command_line, conditioning, exporting, states, training
 from clp_jax import train_step as clp_step
 from clp_jax.data.batches import Batches
 from clp_jax.models import checkpoints, hf_checkpoints
@@ -33,7 +33,7 @@ def run(tmp_path_factory):
     folder = tmp_path_factory.mktemp("export") / "run"
     run = smoke.configured(folder)
     command_line.claim_model_dir(str(folder))
-    reference = jax.tree.map(lambda x: 1.5 * x, training.supervised.init_params(run))
+    reference = jax.tree.map(lambda x: 1.5 * x, states.init_params(run))
     checkpoints.save_params(folder / checkpoints.REFERENCE, reference)
     state = clp_step.init_train_state(run.clp, reference, run.model.subset, 2)
     leaves, tree = jax.tree.flatten(state.params)
@@ -62,7 +62,7 @@ def mixed(run, weighting):
 @pytest.mark.parametrize("file_format", exporting.FORMATS)
 def test_what_is_exported_is_the_mixture_and_starts_another_run(run, tmp_path, file_format):
     path = export(run, tmp_path / "out", file_format)
-    got = checkpoints.load_params(path, training.reference_shapes(run), run.model.module.config)
+    got = checkpoints.load_params(path, states.reference_shapes(run), run.model.module.config)
     jax.tree.map(np.testing.assert_array_equal, got, mixed(run, at(run, 0.7, 0.3)))
     again = smoke.configured(tmp_path / "again", f"INITIAL_CHECKPOINT_PATH={str(path)!r}")
     training.check(again)
@@ -101,7 +101,7 @@ def test_parts_are_the_state_and_make_it_again(run, tmp_path):
     for part in ("expert:0", "expert:1", "reference", "value"):
         path = exporting.Export.of(run, part=part).write(str(tmp_path / part), "t5x")
         assert path.name == f"checkpoint_{STEP}"
-        parts[part] = checkpoints.load_params(path, training.reference_shapes(run))
+        parts[part] = checkpoints.load_params(path, states.reference_shapes(run))
     experts = [parts["expert:0"], parts["expert:1"]]
     again = conditioning.from_experts(experts, run.model.subset)
     jax.tree.map(np.testing.assert_array_equal, again, state.params)
@@ -114,7 +114,7 @@ def test_parts_are_the_state_and_make_it_again(run, tmp_path):
 
 def test_low_precision(run, tmp_path):
     path = export(run, tmp_path / "out", dtype="bfloat16")
-    got = checkpoints.load_params(path, training.reference_shapes(run))
+    got = checkpoints.load_params(path, states.reference_shapes(run))
     expected = jax.tree.map(
         lambda x: x.astype(jnp.bfloat16).astype(jnp.float32), mixed(run, at(run, 0.7, 0.3))
     )

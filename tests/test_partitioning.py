@@ -34,7 +34,7 @@ def test_replicas_have_an_axis_more(parameters, reference):
     params = init_clp_params(reference, subset.attention(), 3)
     axes = partitioning.logical_axes(params, parameters)
     conditioned = traverse_util.flatten_dict(axes.conditioned)
-    assert conditioned[KERNEL] == PartitionSpec(None, "embed", "joined_kv")
+    assert conditioned[KERNEL] == PartitionSpec("objective", "embed", "joined_kv")
     shared = traverse_util.flatten_dict(axes.shared)
     assert shared == {path: parameters[path][1] for path in shared}
 
@@ -53,7 +53,7 @@ def test_statistics_of_a_parameters_shape_have_its_axes(parameters, reference, o
     for (path, leaf), spec in zip(leaves, found, strict=True):
         assert len(spec) == leaf.ndim
         if "'query'" in str(path) and leaf.ndim == 3:
-            assert spec == PartitionSpec(None, "embed", "joined_kv")
+            assert spec == PartitionSpec("objective", "embed", "joined_kv")
             named += 1
     assert named
 

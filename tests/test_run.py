@@ -11,7 +11,7 @@ import pytest
 import smoke
 from smoke import lines
 
-from clp_jax import command_line, evaluate, generate, sft, train, training
+from clp_jax import command_line, evaluate, generate, sft, states, train, training
 from clp_jax.config import RestoreCheckpointConfig
 from clp_jax.models import checkpoints
 
@@ -267,7 +267,7 @@ def test_checkpoint_of_another_m_or_s_or_size(trained, binding):
 def test_initial_checkpoint_is_the_reference(trained, tmp_path):
     run = smoke.configured(tmp_path / "new", f"INITIAL_CHECKPOINT_PATH={str(trained)!r}")
     reference = training.load_reference(run)
-    expected = checkpoints.load_params(trained, training.reference_shapes(run))
+    expected = checkpoints.load_params(trained, states.reference_shapes(run))
     jax.tree.map(np.testing.assert_array_equal, reference, expected)
     # From now on the run reads its own copy.
     import dataclasses

@@ -53,7 +53,7 @@ def test_what_was_saved_is_read(folders):
             assert read.model.head == HEADS[kind]
             assert read.model.template == InputTemplate((7, 8), (9,), 80, 1)
             assert read.model.module.config == CONFIG
-            jax.tree.map(np.testing.assert_array_equal, read.params(), params)
+            jax.tree.map(np.testing.assert_array_equal, read.params(read.model.shapes()), params)
             assert saved.kind_of(path) == kind
         fields = json.loads((folder / saved.FOLDER / "reward.json").read_text())
         assert fields["report"] == {"accuracy": 0.5}

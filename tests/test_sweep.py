@@ -10,6 +10,7 @@ from clp_jax import training
 from clp_jax.evaluation import grids, plots, report, sweep
 from clp_jax.evaluation import result as result_lib
 from clp_jax.evaluation.result import SweepResult
+from clp_jax.models.partitioning import Placement
 from clp_jax.rewards.registry import make_reward_stack
 from clp_jax.rollout import Rollout
 
@@ -61,6 +62,8 @@ def test_tau_counts_pairs_in_the_wrong_order():
 
 class ConstantPolicy:
     """Says "boat" to every prompt; its log-ratio to the reference is 2 − w_1."""
+
+    placement = Placement.over(jax.local_devices()[:1])
 
     def __init__(self, vocabulary, text="boat"):
         self.tokens = [*vocabulary.encode(text), vocabulary.eos_id]

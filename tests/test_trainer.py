@@ -7,7 +7,7 @@ import pytest
 import smoke
 
 from clp_jax import policy as policy_lib
-from clp_jax import supervised, train_step
+from clp_jax import states, supervised, train_step
 from clp_jax.data import tasks
 from clp_jax.data.batches import Batches
 from clp_jax.rewards.host import RewardError
@@ -44,7 +44,7 @@ def initial_state(run, reference):
 
 def setup(tmp_path, *bindings):
     run = smoke.configured(tmp_path, "INIT_FROM_SCRATCH=True", *bindings)
-    reference = supervised.init_params(run)
+    reference = states.init_params(run)
     state = initial_state(run, reference)
     return run, Trainer(run, reference), state, Batches(run.train_dataset_cfg, repeat=True)
 
@@ -104,7 +104,7 @@ def test_prompter_writes_each_groups_weights():
         tokens = [*vocabulary.encode(text), 1]
         row[: len(tokens)] = tokens
     out, cut = prompter(prompts, np.array([[0.4, 0.6], [1.0, 0.0]]))
-    assert cut == 0
+    assert not cut.any()
     assert out.shape == (2, 20 + prompter.length)
     assert vocabulary.decode(out[0].tolist()) == (
         "entailment: 0.4 0.4; rouge: 0.6 0.6. The mayor built a boat."
@@ -117,7 +117,7 @@ def test_supervised_step_minimises_the_mean_cross_entropy(tmp_path):
 
     run = smoke.configured(tmp_path)
     module, optimizer = run.model.module, optax.sgd(0.1)
-    params = supervised.init_params(run)
+    params = states.init_params(run)
     rng = np.random.default_rng(0)
     prompts = rng.integers(2, 200, (2, 5)).astype(np.int32)
     references = np.array([[7, 8, 1, 0], [9, 1, 0, 0]], np.int32)
@@ -145,7 +145,7 @@ def test_dropout_is_on_in_supervised_finetuning(tmp_path):
     import optax
 
     run = smoke.configured(tmp_path, "DROPOUT_RATE=0.5")
-    params = supervised.init_params(run)
+    params = states.init_params(run)
     optimizer = optax.sgd(0.0)
     state = {"params": params, "optimizer": optimizer.init(params)}
     tokens = np.full((2, 5), 7, np.int32)
@@ -160,7 +160,7 @@ def test_weights_stand_in_the_policys_prompt_and_nowhere_else(tmp_path):
     files = ["gin/prompting.gin", *smoke.FILES[1:]]
     bindings = ["WEIGHTINGS_PER_BATCH=2", "REWARDS=('entailment', 'test_trainer.PromptReward')"]
     run = smoke.configured(tmp_path, *bindings, files=files)
-    reference = supervised.init_params(run)
+    reference = states.init_params(run)
     state = initial_state(run, reference)
     trainer, batches = Trainer(run, reference), Batches(run.train_dataset_cfg, repeat=True)
     seen = {}

@@ -13,6 +13,8 @@ import numpy as np
 
 from clp_jax import train_step as clp_step
 from clp_jax.conditioning import CLPParams, condition, expert
+from clp_jax.models import partitioning
+from clp_jax.models.partitioning import Placement
 from clp_jax.models.sampling import sample_mixture
 from clp_jax.rollout import Rollout
 from clp_jax.train_step import CLP
@@ -33,6 +35,7 @@ class LogitMixingPolicy:
         shape, without compiling anew.
       reference: θ_ref.
       over_experts: see above.
+      placement: over which devices; None for the first one.
     """
 
     def __init__(
@@ -41,11 +44,18 @@ class LogitMixingPolicy:
         params: CLPParams,
         reference: Params,
         over_experts: bool,
+        placement: Placement | None = None,
     ):
         self.params = params
+        place = self.placement = placement or Placement.over(jax.local_devices()[:1])
         self._clp, self._reference, self._over_experts = clp, reference, over_experts
-        self._mix = jax.jit(functools.partial(condition, kl_mix=clp.kl_mix))
-        self._generate = jax.jit(functools.partial(_generate, clp))
+        self._mix = jax.jit(
+            functools.partial(condition, kl_mix=clp.kl_mix),
+            out_shardings=place.parameters(clp.module, reference),
+        )
+        self._generate = jax.jit(
+            place.traced(functools.partial(_generate, clp)), out_shardings=place.batch
+        )
         self._last: tuple[CLPParams, Weighting, list[Params], np.ndarray] | None = None
 
     def generate(self, weighting: Weighting, prompts: np.ndarray, key: jax.Array) -> Rollout:
@@ -54,8 +64,9 @@ class LogitMixingPolicy:
         if last is None or last[0] is not self.params or last[1] is not weighting:
             last = self._last = (self.params, weighting, *self._language_models(weighting))
         *_, language_models, coefficients = last
-        arrays = jax.device_put((coefficients, prompts))
-        return self._generate(language_models, self._reference, *arrays, key)
+        coefficients, key = partitioning.put((coefficients, key), self.placement.whole)
+        prompts = partitioning.put(prompts, self.placement.batch)
+        return self._generate(language_models, self._reference, coefficients, prompts, key)
 
     def release(self) -> None:
         """Frees the memory of the last models that were mixed."""
@@ -66,7 +77,9 @@ class LogitMixingPolicy:
         weights = np.asarray(jax.device_get(weighting.reward_weights))
         beta = float(self._clp.kl_mix(weighting.kl_weight))
         if not self._over_experts:
-            least = Weighting.of(self._clp.kl_mix.kl_weight_min, weights)
+            least = partitioning.put(
+                Weighting.of(self._clp.kl_mix.kl_weight_min, weights), self.placement.whole
+            )
             policy = self._mix(self.params, self._reference, least)
             return [policy, self._reference], np.array([1 - beta, beta], np.float32)
         models = [expert(self.params, i) for i in range(len(weights))]

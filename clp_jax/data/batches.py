@@ -13,6 +13,8 @@ from clu.data import dataset_iterator
 
 from clp_jax.config import DatasetConfig
 from clp_jax.data import tasks
+from clp_jax.hosts import Rows
+from clp_jax.models.partitioning import Placement
 
 T = TypeVar("T")
 
@@ -21,7 +23,7 @@ T = TypeVar("T")
 class Batch:
     """B examples on the host.
 
-    Attributes:
+    Attributes (B being the rows that this process reads):
       prompts: encoder tokens, [B, E] int32, padded with 0.
       references: tokens of the reference summaries, [B, L] int32, padded with 0.
       prompt_texts: B strings, untruncated.
@@ -68,42 +70,102 @@ class SavedIterator(Iterator[T]):
             self._iterator.restore(pathlib.Path(folder, "position"))
 
 
-class Batches(SavedIterator[Batch]):
+def shared(config: DatasetConfig, seed: int, place: Placement) -> "Batches":
+    """This process's share of the batches to train on, for the devices that it has.
+
+    Raises:
+      ValueError: see `Batches` and `hosts.Rows`.
+    """
+    rows = Rows(place.batch, config.batch_size)
+    return Batches(config, repeat=True, seed=seed, share=(rows.share, rows.shares))
+
+
+class _Shard(SavedIterator[Mapping[str, np.ndarray]]):
+    def __next__(self) -> Mapping[str, np.ndarray]:
+        return self._features()
+
+
+class Batches(Iterator[Batch]):
     """The batches of one split; the position can be saved and restored exactly.
 
+    The split is read in `config.num_shards` parts, SeqIO's shards, side by side; the same number of
+    parts gives the same batches to any number of readers.
+
     Args:
-      config: which Task, split, lengths and batch size.
+      config: which Task, split, lengths, batch size, and how many parts.
       repeat: go over the data again and again; otherwise once, dropping no example (the last batch
         is smaller).
       seed: of the shuffling; unused where `config.shuffle` is False.
+      share: (i, n): this is the i-th of n readers, and gets its rows of each batch, a n-th.
 
     Raises:
-      ValueError: unknown task.
+      ValueError: unknown task; parts that the readers cannot share equally.
     """
 
-    def __init__(self, config: DatasetConfig, *, repeat: bool, seed: int = 0):
+    def __init__(
+        self, config: DatasetConfig, *, repeat: bool, seed: int = 0, share: tuple[int, int] = (0, 1)
+    ):
         name = config.mixture_or_task_name
         tasks.check_task(name)
+        self._config, self._repeat, self._share = config, repeat, share
+        self._seed = seed if config.seed is None else config.seed
         self._records = tasks.columns(name, config.split)
         task = seqio.get_mixture_or_task(name)
         self._vocabulary = task.output_features["inputs"].vocabulary
-        records = self._records
+        self._columns = () if self._records is None else tasks.column_names(self._records)
+        self._shards = self._opened(config.num_shards or share[1])
+
+    def _opened(self, count: int) -> dict[str, _Shard]:
+        """The parts of `count` that this reader has, by their names."""
+        index, readers = self._share
+        if count % readers:
+            valid = ", ".join(str(n) for n in range(1, count + 1) if count % n == 0)
+            raise ValueError(
+                f"the data are read in DATA_SHARDS={count} parts, which {readers} hosts cannot "
+                f"share equally; with these, there may be {valid} hosts"
+            )
+        each = count // readers
+        mine = range(index * each, (index + 1) * each)
+        return {f"{shard}_of_{count}": self._shard(shard, count) for shard in mine}
+
+    def _shard(self, shard: int, count: int) -> _Shard:
+        config = self._config
         integer = seqio.FeatureConverter.FeatureSpec(dtype=np.int32, rank=1)
-        extra = {} if records is None else {"example_id": integer}
-        self._columns = () if records is None else tasks.column_names(records)
+        extra = {} if self._records is None else {"example_id": integer}
         dataset = seqio.get_dataset(
-            name,
+            config.mixture_or_task_name,
             {**config.task_feature_lengths, **dict.fromkeys(extra, 1)},
             seqio.EncDecFeatureConverter(pack=False, passthrough_features=extra),
             dataset_split=config.split,
             shuffle=config.shuffle,
-            num_epochs=None if repeat else 1,
-            seed=seed if config.seed is None else config.seed,
-        ).batch(config.batch_size, drop_remainder=repeat)
-        super().__init__(dataset)
+            num_epochs=None if self._repeat else 1,
+            seed=self._seed,
+            shard_info=seqio.ShardInfo(shard, count),
+        )
+        return _Shard(dataset.batch(config.batch_size // count, drop_remainder=self._repeat))
+
+    def position(self) -> dict[str, dict[str, np.ndarray]]:
+        """Where each of this reader's parts stands, as arrays that a checkpoint can hold."""
+        return {name: shard.position() for name, shard in self._shards.items()}
+
+    def restore(self, position: Mapping[str, Mapping[str, np.ndarray]]) -> None:
+        """Goes to where `position` was taken; the Task and its settings must be the same.
+
+        Args:
+          position: of all parts; their number counts, whatever the settings say.
+
+        Raises:
+          ValueError: parts that the readers cannot share equally.
+        """
+        count = int(next(iter(position)).rpartition("_")[2])
+        if not self._shards.keys() <= position.keys():
+            self._shards = self._opened(count)
+        for name, shard in self._shards.items():
+            shard.restore(position[name])
 
     def __next__(self) -> Batch:
-        features = self._features()
+        parts = [next(shard) for shard in self._shards.values()]
+        features = {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
         prompts = features["encoder_input_tokens"]
         references = features["decoder_target_tokens"]
         if self._records is None:  # a Task of the user's own: its text is what its tokens say

@@ -4,25 +4,29 @@ import dataclasses
 import json
 import pathlib
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 
-from clp_jax import losses
+from clp_jax import hosts, losses
 from clp_jax.config import Run
 from clp_jax.data.batches import Batch, Batches
 from clp_jax.evaluation.grids import grid
 from clp_jax.evaluation.result import SweepResult
+from clp_jax.hosts import Rows
 from clp_jax.metrics_log import say
+from clp_jax.models import partitioning
 from clp_jax.policy import SteerablePolicy
-from clp_jax.rewards.base import RewardScores
-from clp_jax.rollout import repetition_rate
+from clp_jax.preemption import Preempted
+from clp_jax.rewards.base import RewardScores, RewardStack
+from clp_jax.rollout import Rollout, repetition_rate
 from clp_jax.trainer import decode
 from clp_jax.weighting import Weighting
 
 PARTS = "weightings"
+Stop = Callable[[], bool]
 
 _SECONDS_BETWEEN_LINES = 10.0
 
@@ -36,6 +40,7 @@ def sweep(
     folder: pathlib.Path | None = None,
     name: str = "",
     prompts: "Prompts | None" = None,
+    stop: Stop | None = None,
 ) -> SweepResult:
     """Generates for every validation prompt at every weighting, and scores it.
 
@@ -48,20 +53,34 @@ def sweep(
       weightings: (α, w); None for `grid(run)`.
       folder: each weighting is kept there when it is done, and read by the next call that wants the
         same; None to keep nothing.
-      name: what the policy is, e.g. its step; a weighting of another name, or
-        of another MODEL_DIR, is not read.
+      name: what the policy is, e.g. its step; a weighting of another name, or of another MODEL_DIR,
+        is not read.
       prompts: of the run, for several sweeps of it; None to read them.
+      stop: asked between weightings whether to end early.
+
+    Raises:
+      Preempted: `stop` said so; the weightings that are done are kept.
+      RewardError: a reward failed.
+      ValueError: the batches cannot be shared by the policy's devices; names what could.
     """
     weightings = grid(run) if weightings is None else weightings
+    config = run.infer_eval_dataset_cfg
+    policy.placement.check_batch("EVAL_BATCH_SIZE", config.batch_size)
+    for rewards in filter(None, (run.model.rewards, run.evaluation.rewards)):
+        rewards.place(policy.placement)
+    rows = Rows(policy.placement.batch, config.batch_size)
     prompts = prompts or Prompts(run)
     started, said, parts = time.monotonic(), time.monotonic(), []
     for i, (kl_weight, reward_weights) in enumerate(weightings):
         kept = _Kept(run, folder, name, i, kl_weight, reward_weights, len(prompts.documents))
         part = kept.read()
-        if part is None:
-            part = _at(policy, run, prompts, Weighting.of(kl_weight, reward_weights))
-            kept.write(part)
+        if not hosts.agreed(part is not None) or part is None:
+            part = _at(policy, run, prompts, Weighting.of(kl_weight, reward_weights), rows)
+            if hosts.is_main():
+                kept.write(part)
         parts.append(part)
+        if stop is not None and i + 1 < len(weightings) and stop():
+            raise Preempted(f"{i + 1} of {len(weightings)} weightings are evaluated")
         if (now := time.monotonic()) - said > _SECONDS_BETWEEN_LINES:
             said, left = now, (now - started) / (i + 1) * (len(weightings) - i - 1)
             say(f"evaluation {i + 1}/{len(weightings)} weightings  ETA {left:.0f} s")
@@ -108,38 +127,63 @@ class Prompts:
 
 
 def _at(
-    policy: SteerablePolicy, run: Run, prompts: Prompts, weighting: Weighting
+    policy: SteerablePolicy, run: Run, prompts: Prompts, weighting: Weighting, rows: Rows
 ) -> dict[str, np.ndarray]:
     """The fields of `SweepResult` at one weighting, [P, ...] each."""
     parts = []
     for index, (batch, size, filled) in enumerate(prompts.batches):
         key = jax.random.fold_in(jax.random.key(run.random_seed), index)
-        rollout = jax.device_get(policy.generate(weighting, filled, key))
-        parts.append(_scored(run, jax.tree.map(lambda x, n=size: x[:n], rollout), batch))
+        rollout = policy.generate(weighting, filled, key)
+        fields = _scored(run, rollout, batch, size, rows)
+        parts.append({name: values[:size] for name, values in fields.items()})
     return {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
 
 
-def _scored(run: Run, rollout, batch: Batch) -> dict[str, np.ndarray]:
-    """The fields of `SweepResult` for one batch at one weighting."""
-    size = len(rollout.completions)
-    completions = decode(run.model, rollout.completions)
-    columns = {name: column[:size] for name, column in batch.columns.items()}
-    texts = (batch.prompt_texts[:size], completions, columns)
-    tokens = (rollout.plain_prompts, rollout.completions, rollout.mask)
-    scores, others = run.model.rewards(*texts, *tokens), run.evaluation.rewards
-    none = np.zeros((size, 0), np.float32)
-    other_scores = others(*texts, *tokens) if others else RewardScores(none, none)
-    kl = losses.sampled_kl(rollout.log_probs, rollout.reference_log_probs, rollout.mask)
+def _scored(
+    run: Run, rollout: Rollout, batch: Batch, size: int, rows: Rows
+) -> dict[str, np.ndarray]:
+    """The fields of `SweepResult` for one batch at one weighting; rows from `size` on are void."""
+    scores = _reward_scores(run.model.rewards, run, rollout, batch, size, rows)
+    other_scores = _reward_scores(run.evaluation.rewards, run, rollout, batch, size, rows)
+    whole = hosts.everywhere(rollout)
+    kl = losses.sampled_kl(whole.log_probs, whole.reference_log_probs, whole.mask)
     return {
-        "prompt_raw": scores.raw,
-        "prompt_normalised": scores.normalised,
-        "prompt_other_raw": other_scores.raw,
-        "prompt_other_normalised": other_scores.normalised,
+        "prompt_raw": rows.gather(scores.raw),
+        "prompt_normalised": rows.gather(scores.normalised),
+        "prompt_other_raw": rows.gather(other_scores.raw),
+        "prompt_other_normalised": rows.gather(other_scores.normalised),
         "prompt_kl": np.asarray(kl),
-        "prompt_length": rollout.mask.sum(axis=1),
-        "prompt_repetition": np.asarray(_repetition_rate(rollout.completions, rollout.mask)),
-        "completions": np.array(completions, object),
+        "prompt_length": whole.mask.sum(axis=1),
+        "prompt_repetition": np.asarray(_repetition_rate(whole.completions, whole.mask)),
+        "completions": np.array(decode(run.model, whole.completions), object),
     }
+
+
+def _reward_scores(
+    rewards: RewardStack | None, run: Run, rollout: Rollout, batch: Batch, size: int, rows: Rows
+) -> RewardScores:
+    """The scores of this process's rows, fillers left out of what the host scores."""
+    counts = rows.indices < size
+    raw = np.zeros((len(counts), rewards.num_objectives if rewards else 0), np.float32)
+    scores = RewardScores(raw, raw.copy())
+    if rewards is None:
+        return scores
+    mine = rows.indices[counts]
+    on_device = rewards.dispatch(rollout.plain_prompts, rollout.completions, rollout.mask)
+    completions = decode(run.model, partitioning.local_rows(rollout.completions)[counts])
+    columns = {name: [values[i] for i in mine] for name, values in batch.columns.items()}
+    texts = ([batch.prompt_texts[i] for i in mine], completions, columns)
+
+    def combined() -> RewardScores | None:
+        device_scores = {name: s[counts] for name, s in on_device.result().items()}
+        if not counts.any():
+            return None
+        return rewards.combine(device_scores, rewards.submit(*texts).result())
+
+    found = hosts.all_or_none(combined)
+    if found is not None:
+        scores.raw[counts], scores.normalised[counts] = found
+    return scores
 
 
 @dataclasses.dataclass(frozen=True)

@@ -9,11 +9,11 @@ from types import ModuleType
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import orbax.checkpoint as ocp
 
 from clp_jax.models import hf_checkpoints, t5x_checkpoints
 from clp_jax.models.config import T5Config
+from clp_jax.models.partitioning import put
 
 Params = Any
 
@@ -61,8 +61,8 @@ def load_params(
     Args:
       path: one of ours, or a MODEL_DIR that has one under `reference/`; T5X's, local or gs://...
         (`t5x_checkpoints`); a Hugging Face directory (`hf_checkpoints`).
-      expected: tree of arrays or shapes that the model has. A checkpoint in another float dtype is
-        converted.
+      expected: tree of arrays or shapes that the model has; where they are, or are said to be, the
+        parameters will be. A checkpoint in another float dtype is converted.
       config: of the model, which a Hugging Face directory is compared with; None for no comparison.
 
     Returns:
@@ -74,15 +74,27 @@ def load_params(
     """
     check_params(path, expected, config)
     if (foreign := _foreign_format(path)) is not None:
-        return jax.tree.map(jnp.asarray, foreign.load(str(path), expected))
+        return jax.tree.map(
+            lambda x, where: put(x, where.sharding),
+            foreign.load(str(path), expected),
+            restore_template(expected),
+        )
     with ocp.StandardCheckpointer() as checkpointer:
         return checkpointer.restore(_own_folder(path), restore_template(expected))
 
 
 def restore_template(tree: Any) -> Any:
-    """Shapes that place every array on this process's first device, wherever it was saved from."""
-    sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), tree)
+    """Shapes that place every array where the tree says, wherever it was saved from.
+
+    Shapes that do not say it are placed on this process's first device.
+    """
+    first = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+
+    def placed(x) -> jax.ShapeDtypeStruct:
+        where = getattr(x, "sharding", None) or first
+        return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where)
+
+    return jax.tree.map(placed, tree)
 
 
 def check_params(

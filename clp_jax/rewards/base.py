@@ -20,6 +20,7 @@ import jax
 import numpy as np
 
 from clp_jax.errors import unknown_name
+from clp_jax.models.partitioning import Placement
 from clp_jax.rewards.device import CompiledReward, DeviceScores
 from clp_jax.rewards.host import HostReward, HostScores, Scored, check_scores
 from clp_jax.rewards.normalisation import Mixture, Range, check_range, normalise
@@ -174,10 +175,14 @@ class RewardStack:
                 except ValueError as error:
                     raise ValueError(f"reward {entry.name!r}: {error}") from None
 
-    def place(self, sharding: jax.sharding.Sharding) -> None:
-        """Says where parameters of device rewards are to be; before anything is scored."""
+    def place(self, placement: Placement) -> None:
+        """Says over which devices the device rewards are computed; before anything is scored.
+
+        Raises:
+          ValueError: a reward model that cannot be cut over them; names the numbers.
+        """
         for reward in self._device:
-            reward.sharding = sharding
+            reward.place(placement)
 
     def dispatch(
         self, prompt_tokens: jax.Array, completion_tokens: jax.Array, completion_mask: jax.Array

@@ -2,13 +2,14 @@
 
 import functools
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from clp_jax.models.partitioning import Placement, local_rows, put
 from clp_jax.rewards.host import RewardError, Scored
 
 
@@ -17,7 +18,9 @@ class DeviceReward(Protocol):
     """A reward computed where the policy runs.
 
     Optional attributes: `range`; `params`, a pytree of arrays that the compiled program takes as
-    its argument (they would be copied into it as constants otherwise).
+    its argument (they would be copied into it as constants otherwise); `place(placement)`, which
+    says over which devices `params` shall be cut before they are first asked for. Without `place`
+    every device gets them whole.
     """
 
     on_device: bool  # True
@@ -39,23 +42,31 @@ class CompiledReward:
       name: display name.
       reward: see `DeviceReward`.
 
-    Attributes:
-      sharding: where its parameters are to be; None for where they are. To be set before a call.
-
     Raises:
       ValueError: the reward has no `score_tokens`.
     """
-
-    sharding: jax.sharding.Sharding | None = None
 
     def __init__(self, name: str, reward: Any):
         if not isinstance(reward, DeviceReward):
             raise ValueError(f"reward {name!r} is on_device but has no score_tokens")
         self.name = name
         self._reward: Any = reward
-        self._program = jax.jit(self._scored)
+        self.program = jax.jit(self._scored)
+        self._placement: Placement | None = None
 
-    def _scored(self, params: Any, *tokens: jax.Array) -> Scored:
+    def place(self, placement: Placement) -> None:
+        """Says which devices share the work; before the first call."""
+        if placement == self._placement:
+            return
+        if hasattr(self._reward, "place"):
+            self._reward.place(placement)
+        self._placement = placement
+        self.program = jax.jit(
+            placement.traced(self._scored),
+            out_shardings=(placement.batch, placement.whole),
+        )
+
+    def _scored(self, params: Any, *tokens: jax.Array) -> tuple[jax.Array, Mapping[str, Any]]:
         scored = self._reward.score_tokens(params, *tokens)
         scores, metrics = scored if isinstance(scored, Scored) else (scored, {})
         scores = jnp.asarray(scores, jnp.float32)
@@ -64,19 +75,19 @@ class CompiledReward:
             raise RewardError(
                 f"reward {self.name!r} returned shape {scores.shape}; expected ({count},)"
             )
-        return Scored(scores, metrics)
+        return scores, metrics
 
     @property
     def _params(self) -> Any:
-        return self._given if self.sharding is None else self._placed
-
-    @property
-    def _given(self) -> Any:
-        return getattr(self._reward, "params", None)
+        given = getattr(self._reward, "params", None)
+        if self._placement is None or hasattr(self._reward, "place"):
+            return given
+        return self._whole
 
     @functools.cached_property
-    def _placed(self) -> Any:
-        return jax.device_put(self._given, self.sharding)
+    def _whole(self) -> Any:
+        assert self._placement is not None
+        return put(getattr(self._reward, "params", None), self._placement.whole)
 
     def __call__(self, *tokens: jax.Array) -> Scored:
         """Dispatches the program; returns at once, but for its compilation.
@@ -91,7 +102,7 @@ class CompiledReward:
           RewardError: the reward raised while it was traced (chained), or its shape is not [B].
         """
         try:
-            return self._program(self._params, *tokens)
+            return Scored(*self.program(self._params, *tokens))
         except RewardError:
             raise
         except Exception as error:
@@ -115,7 +126,7 @@ class DeviceScores:
         self.metrics: dict[str, float] = {}
 
     def result(self, started: float | None = None) -> dict[str, np.ndarray]:
-        """Waits: {name: raw scores, float32 [B]}.
+        """Waits: {name: raw scores, float32 [B]; of several processes, each gets its rows}.
 
         Args:
           started: when the device came to the first of them, by `time.perf_counter`; default: now.
@@ -123,9 +134,9 @@ class DeviceScores:
         before = time.perf_counter() if started is None else started
         scores = {}
         for name, pending in self._pending.items():
-            scored = jax.device_get(pending)
+            scores[name] = local_rows(pending.scores)
+            metrics = jax.device_get(pending.metrics)
             now = time.perf_counter()
             self.seconds[name], before = now - before, now
-            scores[name] = scored.scores
-            self.metrics |= {f"{name}/{key}": float(v) for key, v in scored.metrics.items()}
+            self.metrics |= {f"{name}/{key}": float(v) for key, v in metrics.items()}
         return scores

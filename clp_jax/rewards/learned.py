@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from clp_jax.models.partitioning import Placement, put
 from clp_jax.rewards.host import Scored
 from clp_jax.rewards.model import RewardModel, document_of, summary_of
 
@@ -39,7 +40,7 @@ class LearnedReward:
     def __init__(
         self,
         model: RewardModel,
-        params: Params | Callable[[], Params],
+        params: Params | Callable[[Params], Params],
         vocabulary: Any,
         range: tuple[float, float],
         policy_vocabulary: Any = None,
@@ -49,14 +50,15 @@ class LearnedReward:
 
         Args:
           model: network, input and head.
-          params: of the network, or a function that reads them when they are first needed.
+          params: of the network, or a function that reads them when they are first needed, given
+            their shapes, to where these say.
           vocabulary: SeqIO vocabulary of the reward model.
           range: raw scores that are mapped to 0 and 1.
           policy_vocabulary: that of the policy; None to score text.
           prompt_prefix: what stands in front of each document in the policy's prompts.
         """
         self.model, self.vocabulary, self.range = model, vocabulary, range
-        self._read_params = params if callable(params) else lambda: params
+        self._given_params, self._placement = params, Placement.over(jax.local_devices()[:1])
         self._prompt_prefix = prompt_prefix
         # A prefix that could share a token with the document cannot be taken off the tokens.
         separate = not prompt_prefix or prompt_prefix[-1].isspace()
@@ -65,8 +67,22 @@ class LearnedReward:
 
     @functools.cached_property
     def params(self) -> Params:
-        """The network's parameters, on the device."""
-        return self._read_params()
+        """The network's parameters, where `place` says; else on the first device."""
+        shapes = self._placement.shapes(self.model.module, self.model.shapes())
+        if callable(self._given_params):
+            return self._given_params(shapes)
+        return put(self._given_params, jax.tree.map(lambda x: x.sharding, shapes))
+
+    def place(self, placement: Placement) -> None:
+        """Says over which devices the parameters are cut.
+
+        Raises:
+          ValueError: they cannot be cut over these; names the numbers.
+        """
+        placement.check_network(self.model.module, "a reward model")
+        if placement != self._placement:
+            self.__dict__.pop("params", None)  # to be read anew
+        self._placement = placement
 
     def score_tokens(
         self,

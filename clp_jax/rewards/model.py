@@ -122,6 +122,15 @@ class RewardModel:
     template: InputTemplate
     head: Any  # a Head; NLIHead where classes are asked for
 
+    def shapes(self) -> Params:
+        """Shapes of the network's parameters."""
+        tokens = jnp.zeros((1, 1), jnp.int32)
+        return jax.eval_shape(
+            lambda: self.module.init(
+                jax.random.key(0), tokens, tokens, tokens, enable_dropout=False
+            )
+        )["params"]
+
     def logits(
         self,
         params: Params,

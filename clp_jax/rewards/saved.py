@@ -7,7 +7,6 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 
 from clp_jax.models import checkpoints, hf_checkpoints, t5
 from clp_jax.rewards.heads import NLIHead, make_nli_head, make_preference_head
@@ -34,7 +33,7 @@ class Saved(NamedTuple):
 
     model: RewardModel
     vocabulary: Any
-    params: Callable[[], Params]  # reads them
+    params: Callable[[Params], Params]  # reads them, to where the given shapes say
 
 
 def save(
@@ -173,13 +172,9 @@ def _saved(
     made = (make_nli_head if kind == "nli" else make_preference_head)(
         vocabulary, config.vocab_size, {**head, **given}
     )
-    tokens = jnp.zeros((1, 1), jnp.int32)
-    shapes = jax.eval_shape(
-        lambda: module.init(jax.random.key(0), tokens, tokens, tokens, enable_dropout=False)
-    )["params"]
-    checkpoints.check_params(path, shapes, config)
     model = RewardModel(module, template, made)
-    return Saved(model, vocabulary, lambda: checkpoints.load_params(path, shapes, config))
+    checkpoints.check_params(path, model.shapes(), config)
+    return Saved(model, vocabulary, lambda shapes: checkpoints.load_params(path, shapes, config))
 
 
 def _vocabulary(folder: pathlib.Path) -> Any:

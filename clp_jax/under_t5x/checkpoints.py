@@ -3,13 +3,12 @@
 import pathlib
 from typing import Any
 
-import jax
 from t5x import utils
 
-from clp_jax import training
+from clp_jax import states, training
 from clp_jax.config import CheckpointConfig, SaveCheckpointConfig
 from clp_jax.run_checkpoints import RunCheckpoints
-from clp_jax.under_t5x.train_state import T5XTrainState, for_inference, shardings
+from clp_jax.under_t5x.train_state import T5XTrainState, for_inference
 
 
 def for_training(model_dir: str, config: CheckpointConfig) -> utils.CheckpointConfig:
@@ -64,7 +63,6 @@ class CheckpointManager:
         keep: int | None = None, period: int | None = None, **unused: Any,
     ):  # fmt: skip
         self._model, self._partitioner = train_state.model, partitioner
-        self._shapes = train_state
         config = None if period is None else SaveCheckpointConfig(period, keep)
         self._saved = RunCheckpoints(training.checkpoint_folder(self._model.run.model_dir), config)
 
@@ -81,15 +79,15 @@ class CheckpointManager:
     def restore(self, path: str, **unused: Any) -> T5XTrainState:
         """The state of a step, or for training that to go on from, on the devices."""
         run, step = self._model.run, int(path.rpartition("_")[2])
+        place = self._partitioner.placement
         if self._model.trains:
-            reference = training.load_reference(run)
-            state = training.start(run, reference, self._saved, self._model.batches)
+            reference = training.load_reference(run, place)
+            state = training.start(run, reference, self._saved, self._model.batches, place)
         else:
-            reference = training.restore_reference(run)
-            state = for_inference(self._saved.restore(training.state_shapes(run), step))
-        placed = self._partitioner.get_mesh_axes(self._shapes)
-        whole = T5XTrainState(state, reference, self._model)
-        return jax.device_put(whole, shardings(self._partitioner, placed))
+            reference = training.restore_reference(run, place)
+            shapes = states.state_shapes(run, place)
+            state = for_inference(self._saved.restore(shapes, step))
+        return T5XTrainState(state, reference, self._model)
 
     def wait_until_finished(self) -> None:
         """Waits until everything is on disk."""

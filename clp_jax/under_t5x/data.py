@@ -50,7 +50,7 @@ class HostBatches(dataset_iterator.DatasetIterator):
         """Counts the last batch as not taken: its step failed. Nothing can be drawn afterwards."""
         self._taken -= 1
 
-    def position(self) -> dict[str, np.ndarray]:
+    def position(self) -> dict[str, Any]:
         """Where the first batch stands that was not taken, whatever t5x has read ahead."""
         taken, position = self._known
         if taken != self._taken:

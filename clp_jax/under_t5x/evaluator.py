@@ -8,8 +8,10 @@ import jax
 import numpy as np
 import tensorflow as tf
 
+from clp_jax import states
 from clp_jax.evaluation import report, sweep
 from clp_jax.metrics_log import MetricsLog
+from clp_jax.models.partitioning import Placement
 from clp_jax.rollout import Rollout
 from clp_jax.under_t5x.data import PROMPTS
 from clp_jax.weighting import Weighting
@@ -51,7 +53,7 @@ class RewardEvaluator:
         weights = "_".join(f"{w:g}" for w in np.asarray(weighting.reward_weights).tolist())
         name = f"step_{step}_w_{weights}_kl_{float(weighting.kl_weight):g}"
         folder = None if self._log_dir is None else pathlib.Path(self._log_dir, name)
-        policy = _PredictedPolicy(predict_with_aux_fn)
+        policy = _PredictedPolicy(predict_with_aux_fn, states.placement(run, training=False))
         at = (float(weighting.kl_weight), np.asarray(weighting.reward_weights))
         result = sweep.sweep(policy, run, [at], folder, name)
         values = result.scalars()
@@ -69,8 +71,8 @@ class RewardEvaluator:
 class _PredictedPolicy:
     """t5x's inference function as a policy; its weighting is that of the model in it."""
 
-    def __init__(self, predict_with_aux_fn: Any):
-        self._predict = predict_with_aux_fn
+    def __init__(self, predict_with_aux_fn: Any, placement: Placement):
+        self._predict, self.placement = predict_with_aux_fn, placement
 
     def generate(self, weighting: Weighting, prompts: np.ndarray, key: jax.Array) -> Rollout:
         """See `clp_jax.policy.SteerablePolicy.generate`; t5x makes the keys."""

@@ -10,11 +10,11 @@ import numpy as np
 import seqio
 from t5x import models
 
-from clp_jax import command_line, describe, gin_config, losses, rollout, trainer, training
+from clp_jax import command_line, describe, gin_config, losses, rollout, states, trainer, training
 from clp_jax import weighting as weighting_lib
 from clp_jax.conditioning import CLPParams, condition
 from clp_jax.config import Run
-from clp_jax.data.batches import Batches
+from clp_jax.data.batches import shared
 from clp_jax.metrics_log import say
 from clp_jax.models.decoding import Decoding
 from clp_jax.models.sampling import sample
@@ -39,8 +39,8 @@ def for_training(run: Run) -> "T5XModel":
     training.check(run)
     command_line.claim_model_dir(run.model_dir)
     training.check_checkpoint(run)
-    say(describe.resolved_run(run, training.state_shapes(run)))
-    batches = Batches(run.train_dataset_cfg, repeat=True, seed=run.random_seed)
+    say(describe.resolved_run(run, states.state_shapes(run)))
+    batches = shared(run.train_dataset_cfg, run.random_seed, states.placement(run))
     host_batches = HostBatches(batches, run.train_dataset_cfg.batch_size, run.max_prompt_length)
     return T5XModel(run, batches=host_batches)
 

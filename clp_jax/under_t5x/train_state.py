@@ -7,9 +7,8 @@ import flax.serialization
 import flax.struct
 import jax
 from flax.core import FrozenDict, freeze
-from jax.sharding import NamedSharding
 
-from clp_jax import training
+from clp_jax import states
 from clp_jax.models import partitioning
 from clp_jax.train_step import TrainState
 
@@ -96,10 +95,10 @@ class TrainStateInitializer:
 
     def __init__(self, model, partitioner):
         run = model.run
-        state = training.state_shapes(run)
+        state = states.state_shapes(run)
         if not model.trains:
             state = for_inference(state)
-        self.global_train_state_shape = T5XTrainState(state, training.reference_shapes(run), model)
+        self.global_train_state_shape = T5XTrainState(state, states.reference_shapes(run), model)
         self.train_state_axes = partitioner.get_mesh_axes(self.global_train_state_shape)
 
     def from_scratch(self, init_rng: jax.Array):
@@ -109,8 +108,3 @@ class TrainStateInitializer:
           NotImplementedError: always.
         """
         raise NotImplementedError("a run's first state comes from its checkpoint manager")
-
-
-def shardings(partitioner, axes: Any) -> Any:
-    """Where the arrays of a tree are, given their mesh axes."""
-    return jax.tree.map(lambda spec: NamedSharding(partitioner.mesh, spec), axes)

@@ -2,21 +2,20 @@
 
 import dataclasses
 import pathlib
-import signal
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 import clu.values
-from jax.sharding import NamedSharding, PartitionSpec
 from t5x import trainer as t5x_trainer
 
-from clp_jax import loop, training
-from clp_jax.metrics_log import MetricsLog, Progress, say
+from clp_jax import loop, metrics_log, training, watch
+from clp_jax.metrics_log import Progress
+from clp_jax.preemption import Preempted, Preemption
 from clp_jax.rewards.host import RewardError
+from clp_jax.train_step import TrainState
 from clp_jax.trainer import Trainer
 from clp_jax.under_t5x.data import PROMPTS
-from clp_jax.under_t5x.train_state import T5XTrainState, shardings
-from clp_jax.watch import KLWatch
+from clp_jax.under_t5x.train_state import T5XTrainState
 
 
 class T5XTrainer(t5x_trainer.BaseTrainer):
@@ -35,26 +34,22 @@ class T5XTrainer(t5x_trainer.BaseTrainer):
             model, train_state, partitioner, eval_names, summary_dir, train_state_axes, rng
         )
         run, first_step = model.run, int(train_state.step)
-        for rewards in filter(None, (run.model.rewards, run.evaluation.rewards)):
-            rewards.place(NamedSharding(partitioner.mesh, PartitionSpec()))
-        self._step = Trainer(
-            run,
-            train_state.reference,
-            state_shardings=shardings(partitioner, train_state_axes.state),
-        )
-        self._log = MetricsLog(pathlib.Path(run.model_dir), first_step)
+        placement = partitioner.placement
+        self._step = Trainer(run, train_state.reference, placement)
+        self._log = metrics_log.opened(pathlib.Path(run.model_dir), first_step)
         self._reports = loop.Reports(
             self._step,
             Progress("clp", first_step, run.total_steps),
             self._log,
-            None if run.model.kl_warning is None else KLWatch(run.model.kl_warning),
+            watch.of(run.model.kl_warning),
         )
         self._last_report = Done({})
-        self._terminated = False
-        self._default_sigterm = signal.signal(signal.SIGTERM, self._finish_step)
-        self._evaluation = training.Evaluation(run, train_state.reference, self._log)
+        self._preemption = Preemption()
+        self._evaluation = training.Evaluation(
+            run, train_state.reference, self._log, placement, self._preemption
+        )
         if first_step and self._evaluation.is_missing(first_step):
-            self._evaluation(train_state.state, first_step)  # a reward failed in it
+            self._evaluate(train_state.state, first_step)  # a reward failed in it, or SIGTERM came
 
     def train(self, batch_iter, num_steps: int, start_step: int | None = None) -> "Done":
         """Takes `num_steps` steps; reports and evaluates where `python -m clp_jax.train` does.
@@ -66,24 +61,22 @@ class T5XTrainer(t5x_trainer.BaseTrainer):
           PreemptionError: SIGTERM came, or a reward failed; t5x then saves the steps before.
         """
         state: T5XTrainState = self.train_state  # type: ignore[has-type]
+        run = self._model.run
         first = int(state.step) if start_step is None else start_step
         for step in range(first, first + num_steps):
             state, done = self._one_step(state, batch_iter, step), step + 1
             self.train_state = state
-            if self._terminated or self._reports_after(done):
+            stops = self._preemption() and done != run.total_steps
+            periods = (run.stats_period, run.checkpoint_cfg.save.period, run.total_steps)
+            if stops or loop.reports_after(done, *periods):
                 self._last_report = Done(self._reports.write(done))
-            if self._terminated:
+            if stops:
                 raise t5x_trainer.PreemptionError(
                     f"SIGTERM; step {done} is saved, and the same command goes on from it"
                 )
             if self._evaluation.is_missing(done):
-                self._evaluate(state, done)
+                self._evaluate(state.state, done)
         return self._last_report
-
-    def _reports_after(self, done: int) -> bool:
-        run = self._model.run
-        periods = (run.stats_period, run.checkpoint_cfg.save.period, run.total_steps)
-        return any(done % period == 0 for period in periods)
 
     def _one_step(self, state: T5XTrainState, batch_iter: Iterator, step: int) -> T5XTrainState:
         prompts = next(batch_iter)[PROMPTS]
@@ -100,9 +93,11 @@ class T5XTrainer(t5x_trainer.BaseTrainer):
         self._reports.add(step + 1, metrics)
         return dataclasses.replace(state, state=after)
 
-    def _evaluate(self, state: T5XTrainState, step: int) -> None:
+    def _evaluate(self, state: TrainState, step: int) -> None:
         try:
-            self._evaluation(state.state, step)
+            self._evaluation(state, step)
+        except Preempted as stopped:
+            raise t5x_trainer.PreemptionError(f"step {step} is saved; {stopped}") from None
         except RewardError as error:
             raise t5x_trainer.PreemptionError(
                 f"{error}\nthe evaluation of step {step} failed; the step is saved, and the same "
@@ -112,17 +107,11 @@ class T5XTrainer(t5x_trainer.BaseTrainer):
     def compile_train(self, batch: Mapping[str, Any]) -> None:
         """Nothing: the step is compiled in halves, by its first call."""
 
-    def _finish_step(self, number: int, frame: Any) -> None:
-        """Handles SIGTERM; a second one ends the process at once."""
-        say("SIGTERM: the step under way is the last one")
-        self._terminated = True
-        signal.signal(number, self._default_sigterm)
-
     def close(self) -> None:
         """Ends the logs."""
         super().close()
         self._log.close()
-        signal.signal(signal.SIGTERM, self._default_sigterm)
+        self._preemption.close()
 
     @property
     def _partitioned_train_step(self):
