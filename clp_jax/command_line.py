@@ -8,7 +8,7 @@ import sys
 import traceback
 from collections.abc import Callable, Collection, Iterator, Sequence
 
-from clp_jax import gin_config
+from clp_jax import accelerators, gin_config
 from clp_jax.gin_config import ConfigError
 
 CONFIG = "config.gin"
@@ -19,12 +19,15 @@ OPERATIVE_CONFIG = "operative_config.gin"
 def errors(program: str, *kinds: type[Exception]) -> Iterator[None]:
     """Turns errors of configuration and input into one message on stderr and exit status 2.
 
+    Every command begins so, and here it is said which accelerator JAX looks for.
+
     Args:
       program: named in front of the message.
       *kinds: of errors; by default those that settings, files and rewards give.
     """
     from clp_jax.rewards.host import RewardError
 
+    accelerators.look_for_none_in_vain()
     caught = kinds or (ValueError, OSError, ImportError, RewardError)
     try:
         yield
@@ -43,6 +46,7 @@ def configured_run(
     configurable: type | None = None,
     example: str = "gin/clp_attn.gin",
     before: Callable[[argparse.Namespace], None] | None = None,
+    loaded: Callable[[argparse.Namespace], None] | None = None,
 ):
     """Parses a command line with gin flags.
 
@@ -54,6 +58,7 @@ def configured_run(
       configurable: what is configured; None for `Run`.
       example: a gin file for the message that there is none.
       before: called with the flags before anything is configured.
+      loaded: called with the flags when gin has all bindings and nothing is made of them yet.
 
     Returns:
       (the configured object, the parsed flags).
@@ -75,6 +80,8 @@ def configured_run(
     if before is not None:
         before(flags)
     gin_config.load(flags.gin_file, bindings, flags.gin_search_paths)
+    if loaded is not None:
+        loaded(flags)
     if configurable is None:
         return gin_config.configured_run(), flags
     if not gin_config.configures(configurable):

@@ -6,6 +6,7 @@ With one process everything here is what it would be without it.
 import contextlib
 import os
 import sys
+import traceback
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TypeVar
 
@@ -16,14 +17,14 @@ from jax.experimental import multihost_utils
 from jax.sharding import NamedSharding
 
 from clp_jax.metrics_log import say
-from clp_jax.preemption import RETRY
+from clp_jax.preemption import RETRY, Preempted
 from clp_jax.rewards.host import RewardError
 
 T = TypeVar("T")
 Tree = Any
 
 # A process that is not heard of for this long is lost, and the others end.
-_HEARTBEAT_SECONDS = 60
+_LOST_SECONDS = 60
 
 
 def initialize(
@@ -61,7 +62,8 @@ def initialize(
             coordinator_address,
             process_count,
             process_index,
-            heartbeat_timeout_seconds=_HEARTBEAT_SECONDS,
+            heartbeat_timeout_seconds=_LOST_SECONDS,
+            shutdown_timeout_seconds=_LOST_SECONDS,
         )
     except (ValueError, RuntimeError) as error:
         where = coordinator_address or "the environment (try --coordinator_address)"
@@ -76,20 +78,30 @@ def is_main() -> bool:
 
 @contextlib.contextmanager
 def losing_none(program: str) -> Iterator[None]:
-    """Ends this process with a message when another one is lost, for a launcher to try again."""
+    """Ends this process at once, with a message, when another one is lost, or this one fails.
+
+    The exit status is `preemption.RETRY` in the former case, and 1 in the latter.
+
+    Raises:
+      RewardError, Preempted: all processes end with these together.
+    """
     try:
         yield
-    except jax.errors.JaxRuntimeError as error:
+    except (RewardError, Preempted):
+        raise
+    except Exception as error:
         if jax.process_count() == 1:
             raise
+        traceback.print_exc()
+        lost = isinstance(error, jax.errors.JaxRuntimeError)
+        what = "lost another one, whose own log says why" if lost else f"failed: {error}"
         print(
-            f"{program}: error: process {jax.process_index()} of {jax.process_count()} lost the "
-            f"others, or one of them failed: its own log says why. The same command, given to all "
-            f"again, goes on from the last checkpoint.\n{error}",
+            f"{program}: error: process {jax.process_index()} of {jax.process_count()} {what}. The "
+            "same command, given to all again, goes on from the last checkpoint.",
             file=sys.stderr,
             flush=True,
         )
-        os._exit(RETRY)  # an orderly end would wait for the others
+        os._exit(RETRY if lost else 1)  # an orderly end would wait for the others
 
 
 class Rows:

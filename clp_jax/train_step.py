@@ -160,6 +160,31 @@ def update(
       weighting: (α_t, w_t), leading axis k.
       key: PRNG key of this round; dropout draws from it.
     """
+    policy_grads, value_grads, metrics = gradients(
+        clp, state, reference, rollout, rewards, weighting, key
+    )
+    state = _apply_gradients(clp, state, policy_grads, value_grads)
+    return state, {
+        **metrics,
+        "gradient/policy_norm": optax.tree.norm(policy_grads),
+        "gradient/value_norm": optax.tree.norm(value_grads),
+        **_rollout_metrics(clp, rollout),
+    }
+
+
+def gradients(
+    clp: CLP,
+    state: TrainState,
+    reference: Params,
+    rollout: Rollout,
+    rewards: jax.Array,
+    weighting: Weighting,
+    key: jax.Array,
+) -> tuple[CLPParams, Params, Metrics]:
+    """The REINFORCE gradient of φ, that of the value network, and means over the batch.
+
+    Args: as of `update`.
+    """
     kl_weight, reward_weights = _per_example(weighting, rewards.shape[0])
 
     # V̂_i(x_t), and its own step towards R_i.
@@ -188,17 +213,17 @@ def update(
         policy_objective, has_aux=True
     )(state.params)
 
-    state = _apply_gradients(clp, state, policy_grads, value_grads)
-    return state, {
-        "objective/scalarized": jnp.mean(losses.scalarize(rewards, reward_weights)),
-        "objective/kl": jnp.mean(kl),
-        "objective/regularized": jnp.mean(objective),
-        "loss/policy": policy_loss,
-        "loss/value": value_loss,
-        "gradient/policy_norm": optax.tree.norm(policy_grads),
-        "gradient/value_norm": optax.tree.norm(value_grads),
-        **_rollout_metrics(clp, rollout),
-    }
+    return (
+        policy_grads,
+        value_grads,
+        {
+            "objective/scalarized": jnp.mean(losses.scalarize(rewards, reward_weights)),
+            "objective/kl": jnp.mean(kl),
+            "objective/regularized": jnp.mean(objective),
+            "loss/policy": policy_loss,
+            "loss/value": value_loss,
+        },
+    )
 
 
 def _rollout_metrics(clp: CLP, rollout: Rollout) -> Metrics:

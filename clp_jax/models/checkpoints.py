@@ -10,6 +10,7 @@ from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
+from jax.experimental import multihost_utils
 
 from clp_jax.models import hf_checkpoints, t5x_checkpoints
 from clp_jax.models.config import T5Config
@@ -29,7 +30,7 @@ def save_params(path: str | pathlib.Path, params: Params) -> None:
 
 @contextlib.contextmanager
 def whole_directory(path: pathlib.Path) -> Iterator[pathlib.Path]:
-    """Writes a directory that is there whole or not at all.
+    """Writes a directory that is there whole or not at all; several processes write it together.
 
     Args:
       path: where it shall be.
@@ -40,17 +41,30 @@ def whole_directory(path: pathlib.Path) -> Iterator[pathlib.Path]:
     """
     path = path.resolve()
     partial, old = (path.with_name(f".{path.name}.{suffix}") for suffix in ("partial", "old"))
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.parent.mkdir(parents=True, exist_ok=True)
+    first = jax.process_index() == 0
+    if first:
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.parent.mkdir(parents=True, exist_ok=True)
+    _wait_for_all(f"to write {path}")
     try:
         yield partial
-        shutil.rmtree(old, ignore_errors=True)
-        if path.exists():
-            path.rename(old)
-        partial.rename(path)
+        _wait_for_all(f"written {path}")
+        if first:
+            shutil.rmtree(old, ignore_errors=True)
+            if path.exists():
+                path.rename(old)
+            partial.rename(path)
     finally:
-        shutil.rmtree(partial, ignore_errors=True)
-    shutil.rmtree(old, ignore_errors=True)
+        if first:
+            shutil.rmtree(partial, ignore_errors=True)
+    if first:
+        shutil.rmtree(old, ignore_errors=True)
+    _wait_for_all(f"there is {path}")
+
+
+def _wait_for_all(what: str) -> None:
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(what)
 
 
 def load_params(

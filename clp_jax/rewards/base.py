@@ -131,6 +131,11 @@ class RewardStack:
         """The number m of rewards."""
         return len(self.rewards)
 
+    @property
+    def on_device(self) -> tuple[CompiledReward, ...]:
+        """Those that are computed where the policy runs."""
+        return tuple(self._device)
+
     def describe(self) -> str:
         """One line per reward: where it runs, its range, and what a mixture is made of."""
         own = [entry for name, entry in self._plain.items() if name not in self.names]

@@ -66,6 +66,17 @@ class CompiledReward:
             out_shardings=(placement.batch, placement.whole),
         )
 
+    def shapes(self) -> Any:
+        """Shapes of the program's first argument, the reward's parameters, and their shardings."""
+        assert self._placement is not None
+        if hasattr(self._reward, "shapes"):
+            return self._reward.shapes()
+        where = self._placement.whole
+        shapes = jax.eval_shape(lambda: getattr(self._reward, "params", None))
+        return jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where), shapes
+        )
+
     def _scored(self, params: Any, *tokens: jax.Array) -> tuple[jax.Array, Mapping[str, Any]]:
         scored = self._reward.score_tokens(params, *tokens)
         scores, metrics = scored if isinstance(scored, Scored) else (scored, {})

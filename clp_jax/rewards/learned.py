@@ -68,10 +68,14 @@ class LearnedReward:
     @functools.cached_property
     def params(self) -> Params:
         """The network's parameters, where `place` says; else on the first device."""
-        shapes = self._placement.shapes(self.model.module, self.model.shapes())
+        shapes = self.shapes()
         if callable(self._given_params):
             return self._given_params(shapes)
         return put(self._given_params, jax.tree.map(lambda x: x.sharding, shapes))
+
+    def shapes(self) -> Params:
+        """Shapes of the parameters and where `place` says they are; reads nothing."""
+        return self._placement.shapes(self.model.module, self.model.shapes())
 
     def place(self, placement: Placement) -> None:
         """Says over which devices the parameters are cut.

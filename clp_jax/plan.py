@@ -1,0 +1,104 @@
+"""Say what a training run needs of a TPU slice, before one is rented.
+
+  python -m clp_jax.plan --gin_file=gin/clp_attn.gin --gin_file=gin/briefs.gin --topology=v5e:4x4
+
+Compiles the programs of one training step for the chips, on a CPU host and with libtpu (`pip install
+'clp-jax[tpu]'`), and prints memory per chip, seconds per step and the hours of TRAIN_STEPS. Takes the
+arguments of `clp_jax.train`; ACTIVATION_DTYPE, NUM_PARTITIONS and FULLY_SHARDED matter most. MODEL_DIR,
+data and checkpoints need not exist. Exit status: 0 if the run fits, 1 if not, 2 for wrong settings.
+"""
+
+import argparse
+import json
+import pathlib
+import sys
+from collections.abc import Sequence
+
+
+def _add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--topology", default="v5e:4x4", metavar="v5e:XxY", help="the slice (default: v5e:4x4)"
+    )
+    parser.add_argument(
+        "--search",
+        nargs="?",
+        type=int,
+        const=4,
+        metavar="N",
+        help="look for the best NUM_PARTITIONS and FULLY_SHARDED; compiles for N of them at most "
+        "(default: 4), those that communicate least first",
+    )
+    parser.add_argument(
+        "--reward_model",
+        action="append",
+        default=[],
+        metavar="NAME=SIZE",
+        help="a learned reward whose MODEL_DIR is not here, by its size in gin/models: nli=large; "
+        "repeatable",
+    )
+    parser.add_argument(
+        "--without_files",
+        action="store_true",
+        help="read neither vocabulary nor data, even where the gin files name them",
+    )
+    parser.add_argument("--json", metavar="FILE", help="write the figures there")
+
+
+def _prepare(flags: argparse.Namespace) -> None:
+    """Checks the flags, and sets up libtpu before anything uses JAX."""
+    from clp_jax.planning import topology
+
+    if flags.search is not None and flags.search < 1:
+        raise ValueError(f"--search={flags.search} must be at least 1")
+    topology.check(flags.topology)
+    topology.prepare()
+
+
+def _bind(flags: argparse.Namespace) -> None:
+    from clp_jax.planning import stand_ins
+
+    stand_ins.bind(flags.reward_model, flags.without_files)
+
+
+def main(argv: Sequence[str]) -> None:
+    """The command."""
+    from clp_jax import command_line
+
+    with command_line.errors("clp_jax.plan"):
+        run, flags = command_line.configured_run(
+            "clp_jax.plan", __doc__, argv, _add_arguments, before=_prepare, loaded=_bind
+        )
+        fits = _planned(run, flags)
+    raise SystemExit(0 if fits else 1)
+
+
+def _planned(run, flags: argparse.Namespace) -> bool:
+    """Plans, or searches, and prints; whether something fits."""
+    from clp_jax.metrics_log import say
+    from clp_jax.planning import planner, report
+
+    if str(run.model.module.config.dtype) == "float32":
+        say("activations are float32; on TPUs, --gin.ACTIVATION_DTYPE=\"'bfloat16'\" is usual")
+    if flags.search:
+        candidates = planner.search(run, flags.topology, flags.search, say)
+        print(report.found(candidates))
+        plans = [each.plan for each in candidates if each.plan]
+        if not plans:
+            print("\nnothing fits: take more chips, or a smaller model")
+            return False
+        made = plans[0]
+        print()
+    else:
+        made = planner.plan(run, flags.topology, say)
+        candidates = None
+    print(report.text(made))
+    if not made.fits:
+        ways = planner.accounted(run, flags.topology)
+        print("\n" + report.advice(run, made, ways))
+    if flags.json:
+        pathlib.Path(flags.json).write_text(json.dumps(made.figures(), indent=2) + "\n")
+    return made.fits
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
