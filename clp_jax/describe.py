@@ -44,7 +44,7 @@ def resolved_run(run: Run, state: TrainState) -> str:
         "reference": _reference(run),
         "steps": f"{run.total_steps:,}, checkpoint every {run.checkpoint_cfg.save.period:,}, "
         f"seed {run.random_seed}",
-        "device": f"{jax.devices()[0].device_kind} (one of {jax.device_count()})",
+        "devices": _devices(run),
         "MODEL_DIR": run.model_dir,
     }
     width = max(map(len, lines)) + 2
@@ -75,6 +75,18 @@ def _prompt_lengths(run: Run) -> str:
         f"{len(records):,}; of the first {len(counted):,}, {too_long} are longer than "
         f"{run.max_prompt_length} tokens and will be truncated (longest {max(lengths)})"
     )
+
+
+def _devices(run: Run) -> str:
+    count, cut = jax.device_count(), run.num_partitions
+    text = f"{count} x {jax.devices()[0].device_kind}"
+    if count > 1:
+        text += f", the batch in {count // cut} parts, each copy of the model in {cut}"
+    if run.fully_sharded:
+        text += ", parameters over all of them"
+    if jax.process_count() > 1:
+        text += f"; {jax.process_count()} processes"
+    return text
 
 
 def _reference(run: Run) -> str:

@@ -56,7 +56,8 @@ def initialize(
             f"--process_index={process_index} must be one of 0 ... {process_count - 1}, as "  # type: ignore[operator]
             f"--process_count={process_count}"
         )
-    jax.config.update("jax_enable_preemption_service", True)
+    # `preemption.Preemption` handles SIGTERM.
+    jax.config.update("jax_enable_preemption_service", False)
     try:
         jax.distributed.initialize(
             coordinator_address,
@@ -77,7 +78,7 @@ def is_main() -> bool:
 
 
 @contextlib.contextmanager
-def losing_none(program: str) -> Iterator[None]:
+def ending_together(program: str) -> Iterator[None]:
     """Ends this process at once, with a message, when another one is lost, or this one fails.
 
     The exit status is `preemption.RETRY` in the former case, and 1 in the latter.

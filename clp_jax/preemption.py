@@ -4,6 +4,7 @@ import signal
 from typing import Any
 
 import jax
+import numpy as np
 from jax.experimental import multihost_utils
 
 from clp_jax.metrics_log import say
@@ -17,24 +18,20 @@ class Preempted(Exception):
 
 
 class Preemption:
-    """Whether to stop now; of several processes, all are told so at the same point.
+    """Whether to stop now; of several processes, all stop where one was asked to.
 
     Handles SIGTERM until `close`; a second SIGTERM ends the process at once.
     """
 
     def __init__(self) -> None:
         self._asked = False
-        # Each process asks as often as the others; JAX finds the number at which all can stop.
-        self._times_asked = 0
-        self._before: Any = None
-        if jax.process_count() == 1:  # else JAX's own handler is there, and tells the others
-            self._before = signal.signal(signal.SIGTERM, self._on_sigterm)
+        # None where the handler is not Python's.
+        self._before: Any = signal.signal(signal.SIGTERM, self._on_sigterm) or signal.SIG_DFL
 
     def __call__(self) -> bool:
         """Whether to stop now. Every process has to ask at the same points of the run."""
-        self._times_asked += 1
-        if jax.process_count() > 1 and not self._asked:
-            self._asked = multihost_utils.reached_preemption_sync_point(self._times_asked)
+        if jax.process_count() > 1:
+            self._asked = bool(multihost_utils.process_allgather(np.array(self._asked)).any())
         return self._asked
 
     def _on_sigterm(self, number: int, frame: Any) -> None:
@@ -44,9 +41,7 @@ class Preemption:
 
     def close(self) -> None:
         """Leaves SIGTERM to whom it was left before."""
-        if self._before is not None:
-            signal.signal(signal.SIGTERM, self._before)
-            self._before = None
+        signal.signal(signal.SIGTERM, self._before)
 
     def __enter__(self) -> "Preemption":
         return self

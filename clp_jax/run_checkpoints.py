@@ -64,7 +64,6 @@ class RunCheckpoints:
                 state=ocp.args.StandardSave(state),
                 position=ocp.args.StandardSave(hosts.merged(batches.position())),
             ),
-            force=True,  # else it asks JAX about preemption, as `clp_jax.preemption` does
         )
 
     def restore(
@@ -95,6 +94,10 @@ class RunCheckpoints:
         found = self._manager.item_metadata(step)
         check_structure(found["state"].tree, template, f"{self._directory}/{step}", _HINT)
         return step
+
+    def position_names(self) -> list[str]:
+        """The names in the latest data position; there has to be one."""
+        return list(self._manager.item_metadata(self.existing_step())["position"].tree)
 
     def existing_step(self, step: int | None = None) -> int:
         """`step`, or None for the latest.

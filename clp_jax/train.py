@@ -60,7 +60,7 @@ def main(argv: Sequence[str]) -> None:
         hosts.wait("MODEL_DIR")
         training.check_checkpoint(run)
     # From here on only a reward's failure is the user's to mend; all else shows its traceback.
-    with command_line.errors("clp_jax.train", RewardError), hosts.losing_none("clp_jax.train"):
+    with command_line.errors("clp_jax.train", RewardError), hosts.ending_together("clp_jax.train"):
         try:
             training.train(run)
         except preemption.Preempted as stopped:

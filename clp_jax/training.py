@@ -47,7 +47,8 @@ def check(run: Run) -> None:
       RewardError: a reward failed on two references taken as completions.
     """
     place = states.placement(run)
-    Rows(place.batch, run.train_dataset_cfg.batch_size)
+    rows = Rows(place.batch, run.train_dataset_cfg.batch_size)
+    batches_lib.check_shards(run.train_dataset_cfg.num_shards, rows.shares)
     for config in (run.train_dataset_cfg, run.infer_eval_dataset_cfg):
         tasks.check_task(config.mixture_or_task_name)
         _check_records(run, config, run.model.rewards)
@@ -86,11 +87,17 @@ def _check_records(run: Run, config: DatasetConfig, rewards: RewardStack) -> Non
 
 
 def check_checkpoint(run: Run) -> None:
-    """Raises ValueError if MODEL_DIR holds a checkpoint of another m, S or model size."""
+    """Raises ValueError if MODEL_DIR holds a checkpoint that this run cannot go on from.
+
+    That is one of another m, S or model size, or with data in parts that these hosts cannot share.
+    """
+    rows = Rows(states.placement(run).batch, run.train_dataset_cfg.batch_size)
     for each in expert_runs(run) if run.model.rewarded_soup else [run]:
         saved = RunCheckpoints(checkpoint_folder(each.model_dir))
         if saved.latest_step() is not None:
             saved.check(states.state_shapes(each))
+            parts = batches_lib.shard_count(saved.position_names())
+            batches_lib.check_shards(parts, rows.shares)
         saved.close()
 
 

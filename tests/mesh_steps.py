@@ -19,13 +19,35 @@ import smoke
 from clp_jax import losses, states, training
 from clp_jax import train_step as clp_step
 from clp_jax.conditioning import condition
+from clp_jax.data import tasks
 from clp_jax.data.batches import shared
 from clp_jax.models import partitioning
 from clp_jax.models.partitioning import Placement
 from clp_jax.models.sampling import sample
+from clp_jax.models.t5 import T5Config, Transformer
+from clp_jax.rewards.heads import PreferenceHead
+from clp_jax.rewards.learned import LearnedReward
+from clp_jax.rewards.model import InputTemplate, RewardModel
 from clp_jax.trainer import Trainer
 
+
+class Judge(LearnedReward):
+    """A reward model on the devices, of random parameters."""
+
+    def __init__(self):
+        vocabulary = tasks.briefs_vocabulary()
+        config = T5Config(
+            vocab_size=256, emb_dim=16, num_heads=4, num_encoder_layers=1, num_decoder_layers=1,
+            head_dim=8, mlp_dim=32,
+        )  # fmt: skip
+        template = InputTemplate((), (), 128, vocabulary.eos_id)
+        model = RewardModel(Transformer(config), template, PreferenceHead(5))
+        made = model.module.init(jax.random.key(3), *[jnp.ones([1, 4], jnp.int32)] * 3)["params"]
+        super().__init__(model, jax.device_get(made), vocabulary, (-1, 1), vocabulary)
+
+
 SETTINGS = (
+    "REWARDS=('rouge', 'mesh_steps.Judge')",
     "INIT_FROM_SCRATCH=True",
     "t5.T5Config.num_heads=4",
     "BATCH_SIZE=16",
@@ -63,6 +85,7 @@ def steps(run, place):
         "samples": list(trainer.samples()),
         "values": sweep.sweep(policy, run).to_json(),
         "largest_share": largest_share(state.params),
+        "largest_share_of_a_reward": largest_share(run.model.rewards.rewards[1].reward.params),
         "state": jax.device_get(state),
         "compiled": compiled,
     }

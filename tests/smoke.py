@@ -33,6 +33,14 @@ def command(module, *arguments, **kwargs):
     )  # fmt: skip
 
 
+def start(model_dir, *bindings):
+    """A smoke run under way in a process of its own."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "clp_jax.train", *flags(model_dir, *bindings)],
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+
+
 def lines(path):
     """The rows of a JSONL file."""
     return [json.loads(line) for line in pathlib.Path(path).read_text().splitlines()]

@@ -89,7 +89,8 @@ def workplace(tmp_path_factory):
     """A directory with what README.md supposes: the repository's gin files, data and a reward."""
     folder = tmp_path_factory.mktemp("workplace")
     (folder / "runs").mkdir()
-    (folder / "gin").symlink_to(smoke.ROOT / "gin")
+    for name in ("gin", "launch"):
+        (folder / name).symlink_to(smoke.ROOT / name)
     block = re.search(
         r"```python\n(# my_rewards.py\n.*?)```", (smoke.ROOT / "README.md").read_text(), re.DOTALL
     )

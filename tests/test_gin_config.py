@@ -222,12 +222,19 @@ def test_differences_are_named_by_what_differs():
     ]
 
 
-def test_several_devices_need_t5x(tmp_path, capsys):
+@pytest.mark.parametrize(
+    ("binding", "message"),
+    [
+        ("NUM_PARTITIONS=2", "NUM_PARTITIONS=2 must divide the number of devices, 1; it may be 1"),
+        ("DATA_SHARDS=3", "DATA_SHARDS=3 must divide the batch of 8; it may be 1, 2, 4, 8"),
+    ],
+)
+def test_what_the_devices_cannot_share_is_refused(tmp_path, capsys, binding, message):
     from clp_jax import train
 
     with pytest.raises(SystemExit):
-        train.main([*smoke.flags(tmp_path, "NUM_PARTITIONS=2"), "--dry_run"])
-    assert "NUM_PARTITIONS=2: this command runs on one device" in capsys.readouterr().err
+        train.main([*smoke.flags(tmp_path, binding), "--dry_run"])
+    assert message in capsys.readouterr().err
 
 
 def test_paper_learning_rates():

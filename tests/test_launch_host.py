@@ -1,3 +1,4 @@
+import os
 import signal
 import subprocess
 import sys
@@ -48,7 +49,7 @@ def start(host, *arguments):
     return subprocess.Popen(
         ["bash", LAUNCH / "tpu_vm_worker.sh", *arguments],
         env=host.environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT, text=True, cwd=host.folder,
+        stderr=subprocess.STDOUT, text=True, cwd=host.folder, start_new_session=True,
     )  # fmt: skip
 
 
@@ -76,22 +77,22 @@ def test_a_second_call_follows_the_training_under_way(host):
     assert "clp_jax.train|--a" in second.stdout.readline()
     (host.folder / "end").write_text("3")
     assert (first.wait(30), second.wait(30)) == (3, 3)
-    first.communicate()
-    second.communicate()
+    first.communicate(timeout=30)
+    second.communicate(timeout=30)
     assert len(started(host)) == 1
 
 
 def test_a_lost_connection_does_not_end_the_training(host):
     first = start(host, "train", "run-1")
     wait_until(lambda: started(host))
-    first.send_signal(signal.SIGHUP)
-    first.communicate()
+    os.killpg(first.pid, signal.SIGHUP)
+    first.communicate(timeout=30)
     (pid,) = started(host)
     assert alive(pid)
     second = start(host, "train", "run-1")
     second.stdout.readline()
     (host.folder / "end").write_text("0")
-    second.communicate()
+    second.communicate(timeout=30)
     assert second.returncode == 0
     assert len(started(host)) == 1
 
@@ -112,7 +113,7 @@ def test_preparing_stops_what_trains_installs_and_mounts(host):
     subprocess.run(["tar", "-czf", packed, "-C", smoke.ROOT, "launch/common.sh"], check=True)
     done = host.run("tpu_vm_worker.sh", "prepare", "buck", "archive", "code.tar.gz")
     assert done.returncode == 0, done.stderr
-    output, _ = first.communicate()
+    output, _ = first.communicate(timeout=30)
     assert first.returncode == 75
     assert output.endswith("saved\n")
     home = host.folder / "home"

@@ -52,8 +52,9 @@ def test_every_mesh_evaluates_as_one_device(found, mesh):
     assert many["num_prompts"] == one["num_prompts"] == 12
 
 
-def test_parameters_are_cut_over_the_devices(found):
-    share = {mesh: found["meshes"][mesh]["largest_share"] for mesh in ["1x1", *MESHES]}
+@pytest.mark.parametrize("name", ["largest_share", "largest_share_of_a_reward"])
+def test_parameters_are_cut_over_the_devices(found, name):
+    share = {mesh: found["meshes"][mesh][name] for mesh in ["1x1", *MESHES]}
     assert share["1x1"] == share["8x1"] == 1
     # Layer norms and relative positions stay whole, and they are many in a network this small.
     assert share["4x2"] == pytest.approx(1 / 2, abs=0.05)

@@ -1,5 +1,7 @@
 """Logical axes of φ and of optimizer states are those of the parameters they are made of."""
 
+import types
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -66,3 +68,54 @@ def test_a_network_without_axis_names_is_refused():
 
     with pytest.raises(ValueError, match="Plain names no axes"):
         partitioning.parameter_axes(Plain())
+
+
+def placement(data, model, fully_sharded=False):
+    """What `Placement` knows of a mesh, without the devices."""
+    shape = {"data": data, "model": model}
+    mesh = types.SimpleNamespace(shape=shape, size=data * model)
+    rules = partitioning._FULLY_SHARDED if fully_sharded else partitioning._RULES
+    return partitioning.Placement(mesh, rules)
+
+
+@pytest.mark.parametrize(
+    ("shape", "size", "message"),
+    [
+        (
+            (8, 1),
+            30,
+            r"BATCH_SIZE=30 .* by 8 \(the 8 devices / NUM_PARTITIONS=1\); "
+            "BATCH_SIZE may be 24 or 32, or NUM_PARTITIONS 4 or 8",
+        ),
+        (
+            (4, 2),
+            2,
+            r"by 4 \(the 8 devices / NUM_PARTITIONS=2\); "
+            "BATCH_SIZE may be 4, or NUM_PARTITIONS 4 or 8",
+        ),
+    ],
+)
+def test_a_batch_that_cannot_be_shared(shape, size, message):
+    with pytest.raises(ValueError, match=message):
+        placement(*shape).check_batch("BATCH_SIZE", size)
+    placement(*shape).check_batch("BATCH_SIZE", 16)
+
+
+def test_a_network_that_cannot_be_cut(module):
+    placement(4, 2).check_network(module, "the policy")
+    message = (
+        "the policy: axis 'heads' of num_heads has length 2, which NUM_PARTITIONS=4 does not "
+        "divide; of 8 devices, NUM_PARTITIONS may be 1 or 2"
+    )
+    with pytest.raises(ValueError, match=message):
+        placement(2, 4).check_network(module, "the policy")
+    message = "axis 'embed' of .* has length 16, which 3 devices cannot share .*FULLY_SHARDED=False"
+    with pytest.raises(ValueError, match=message):
+        placement(3, 1, fully_sharded=True).check_network(module, "the policy")
+
+
+@pytest.mark.parametrize("number", [0, 2])
+def test_a_model_axis_that_does_not_divide_the_devices(number):
+    message = f"NUM_PARTITIONS={number} must divide the number of devices, 1; it may be 1"
+    with pytest.raises(ValueError, match=message):
+        partitioning.mesh(number)

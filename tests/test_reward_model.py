@@ -52,7 +52,7 @@ def make_reward(network, vocabulary, head=NLI_HEAD, max_length=64, **kwargs):
     module, params = network
     template = InputTemplate(before, between, max_length, vocabulary.eos_id)
     return LearnedReward(
-        RewardModel(module, template, head), lambda: params, vocabulary, (-7, 0), **kwargs
+        RewardModel(module, template, head), lambda shapes: params, vocabulary, (-7, 0), **kwargs
     )
 
 

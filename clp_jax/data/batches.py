@@ -3,7 +3,7 @@
 import dataclasses
 import pathlib
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 import numpy as np
@@ -80,6 +80,22 @@ def shared(config: DatasetConfig, seed: int, place: Placement) -> "Batches":
     return Batches(config, repeat=True, seed=seed, share=(rows.share, rows.shares))
 
 
+def check_shards(count: int | None, readers: int) -> None:
+    """Raises ValueError unless that many parts of the data can be shared by that many hosts."""
+    if count is not None and count % readers:
+        valid = ", ".join(str(n) for n in range(1, count + 1) if count % n == 0)
+        raise ValueError(
+            f"the data are read in DATA_SHARDS={count} parts, which {readers} hosts cannot share "
+            f"equally; {count} parts can be shared by {valid} hosts, and {readers} hosts can share "
+            f"{readers}, {2 * readers}, {3 * readers}, ... parts"
+        )
+
+
+def shard_count(position: Iterable[str]) -> int:
+    """In how many parts the data were read at a position of `Batches`, or of the names in it."""
+    return int(next(iter(position)).rpartition("_of_")[2])
+
+
 class _Shard(SavedIterator[Mapping[str, np.ndarray]]):
     def __next__(self) -> Mapping[str, np.ndarray]:
         return self._features()
@@ -118,12 +134,7 @@ class Batches(Iterator[Batch]):
     def _opened(self, count: int) -> dict[str, _Shard]:
         """The parts of `count` that this reader has, by their names."""
         index, readers = self._share
-        if count % readers:
-            valid = ", ".join(str(n) for n in range(1, count + 1) if count % n == 0)
-            raise ValueError(
-                f"the data are read in DATA_SHARDS={count} parts, which {readers} hosts cannot "
-                f"share equally; with these, there may be {valid} hosts"
-            )
+        check_shards(count, readers)
         each = count // readers
         mine = range(index * each, (index + 1) * each)
         return {f"{shard}_of_{count}": self._shard(shard, count) for shard in mine}
@@ -157,7 +168,7 @@ class Batches(Iterator[Batch]):
         Raises:
           ValueError: parts that the readers cannot share equally.
         """
-        count = int(next(iter(position)).rpartition("_")[2])
+        count = shard_count(position)
         if not self._shards.keys() <= position.keys():
             self._shards = self._opened(count)
         for name, shard in self._shards.items():
