@@ -9,6 +9,7 @@ import traceback
 from collections.abc import Callable, Collection, Iterator, Sequence
 
 from clp_jax import accelerators, gin_config
+from clp_jax.errors import RETRY, Preempted
 from clp_jax.gin_config import ConfigError
 
 CONFIG = "config.gin"
@@ -31,6 +32,9 @@ def errors(program: str, *kinds: type[Exception]) -> Iterator[None]:
     caught = kinds or (ValueError, OSError, ImportError, RewardError)
     try:
         yield
+    except Preempted as stopped:
+        print(f"{program}: {stopped}", file=sys.stderr)
+        raise SystemExit(RETRY) from None
     except caught as error:
         if isinstance(error, RewardError) and error.__cause__ is not None:
             traceback.print_exception(error.__cause__)  # the user's own code: show where

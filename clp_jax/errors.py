@@ -1,7 +1,14 @@
-"""Error messages: the bad value, where it came from, and what is valid."""
+"""Error messages (the bad value, where it came from, what is valid), and the end of a run."""
 
 import difflib
 from collections.abc import Iterable
+
+# The exit status of a run that the same command continues: EX_TEMPFAIL of sysexits.h.
+RETRY = 75
+
+
+class Preempted(Exception):
+    """The run was asked to stop, and did; what it says is for the person who starts it again."""
 
 
 def unknown_name(kind: str, name: str, valid: Iterable[str], source: str = "") -> str:

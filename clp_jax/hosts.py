@@ -16,8 +16,8 @@ from flax import serialization
 from jax.experimental import multihost_utils
 from jax.sharding import NamedSharding
 
+from clp_jax.errors import RETRY, Preempted
 from clp_jax.metrics_log import say
-from clp_jax.preemption import RETRY, Preempted
 from clp_jax.rewards.host import RewardError
 
 T = TypeVar("T")
@@ -25,6 +25,10 @@ Tree = Any
 
 # A process that is not heard of for this long is lost, and the others end.
 _LOST_SECONDS = 60
+
+
+# What JAX's errors begin with where the fault is not another process's.
+_OWN = ("RESOURCE_EXHAUSTED", "INVALID_ARGUMENT", "UNIMPLEMENTED")
 
 
 def initialize(
@@ -42,6 +46,7 @@ def initialize(
 
     Raises:
       ValueError: some are given and some not, or the environment does not say.
+      Preempted: the others did not come.
     """
     given = {
         "--coordinator_address": coordinator_address,
@@ -66,9 +71,14 @@ def initialize(
             heartbeat_timeout_seconds=_LOST_SECONDS,
             shutdown_timeout_seconds=_LOST_SECONDS,
         )
-    except (ValueError, RuntimeError) as error:
-        where = coordinator_address or "the environment (try --coordinator_address)"
-        raise ValueError(f"the processes could not meet by {where}: {error}") from error
+    except ValueError as error:
+        raise ValueError(
+            f"--multihost: the environment does not say where the others are ({error}); give "
+            "--coordinator_address, --process_count and --process_index"
+        ) from error
+    except RuntimeError as error:
+        where = coordinator_address or "the environment's address"
+        raise Preempted(f"the processes did not meet by {where}: {error}") from error
     say(f"{jax.process_count()} processes have met; {jax.device_count()} devices in all")
 
 
@@ -81,7 +91,7 @@ def is_main() -> bool:
 def ending_together(program: str) -> Iterator[None]:
     """Ends this process at once, with a message, when another one is lost, or this one fails.
 
-    The exit status is `preemption.RETRY` in the former case, and 1 in the latter.
+    The exit status is `errors.RETRY` in the former case, and 1 in the latter.
 
     Raises:
       RewardError, Preempted: all processes end with these together.
@@ -94,7 +104,7 @@ def ending_together(program: str) -> Iterator[None]:
         if jax.process_count() == 1:
             raise
         traceback.print_exc()
-        lost = isinstance(error, jax.errors.JaxRuntimeError)
+        lost = isinstance(error, jax.errors.JaxRuntimeError) and not str(error).startswith(_OWN)
         what = "lost another one, whose own log says why" if lost else f"failed: {error}"
         print(
             f"{program}: error: process {jax.process_index()} of {jax.process_count()} {what}. The "

@@ -7,8 +7,8 @@ from typing import Any, Protocol
 import jax
 
 from clp_jax.data.batches import Batch, Batches
+from clp_jax.errors import Preempted
 from clp_jax.metrics_log import Log, Progress, Window, say
-from clp_jax.preemption import Preempted
 from clp_jax.rewards.host import RewardError
 from clp_jax.run_checkpoints import RunCheckpoints
 

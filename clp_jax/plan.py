@@ -2,15 +2,17 @@
 
   python -m clp_jax.plan --gin_file=gin/clp_attn.gin --gin_file=gin/briefs.gin --topology=v5e:4x4
 
-Compiles the programs of one training step for the chips, on a CPU host and with libtpu (`pip install
-'clp-jax[tpu]'`), and prints memory per chip, seconds per step and the hours of TRAIN_STEPS. Takes the
-arguments of `clp_jax.train`; ACTIVATION_DTYPE, NUM_PARTITIONS and FULLY_SHARDED matter most. MODEL_DIR,
-data and checkpoints need not exist. Exit status: 0 if the run fits, 1 if not, 2 for wrong settings.
+Compiles the programs of one training step for the chips, on a CPU host and with libtpu
+(`pip install 'clp-jax[tpu]'`), and prints memory per chip, seconds per step and the hours of
+TRAIN_STEPS. Takes the arguments of `clp_jax.train`; ACTIVATION_DTYPE, NUM_PARTITIONS and
+FULLY_SHARDED matter most. MODEL_DIR, data and checkpoints need not exist. Exit status: 0 if the run
+fits, 1 if not, 2 for wrong settings.
 """
 
 import argparse
 import json
 import pathlib
+import re
 import sys
 from collections.abc import Sequence
 
@@ -60,14 +62,30 @@ def _bind(flags: argparse.Namespace) -> None:
     stand_ins.bind(flags.reward_model, flags.without_files)
 
 
+def _hint(error: Exception) -> str:
+    """Which flag takes the place of a file that could not be read; nothing for other errors."""
+    if found := re.search(r"reward model is needed: set (\w+)_MODEL_DIR", str(error)):
+        name = found[1].lower()
+        return f"or --reward_model={name}=SIZE, a size of gin/models, for one that is not here"
+    if type(error).__module__.startswith("tensorflow"):  # reads vocabularies, also from buckets
+        return "--without_files reads neither vocabulary nor data"
+    return ""
+
+
 def main(argv: Sequence[str]) -> None:
     """The command."""
     from clp_jax import command_line
 
     with command_line.errors("clp_jax.plan"):
-        run, flags = command_line.configured_run(
-            "clp_jax.plan", __doc__, argv, _add_arguments, before=_prepare, loaded=_bind
-        )
+        try:
+            run, flags = command_line.configured_run(
+                "clp_jax.plan", __doc__, argv, _add_arguments, before=_prepare, loaded=_bind
+            )
+        except Exception as error:
+            if hint := _hint(error):
+                message = str(error).strip().splitlines()[0]
+                raise command_line.ConfigError(f"{message}; {hint}") from error
+            raise
         fits = _planned(run, flags)
     raise SystemExit(0 if fits else 1)
 

@@ -9,13 +9,6 @@ from jax.experimental import multihost_utils
 
 from clp_jax.metrics_log import say
 
-# The exit status of a run that the same command continues: EX_TEMPFAIL of sysexits.h.
-RETRY = 75
-
-
-class Preempted(Exception):
-    """The run was asked to stop, and did; what it says is for the person who starts it again."""
-
 
 class Preemption:
     """Whether to stop now; of several processes, all stop where one was asked to.

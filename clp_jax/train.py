@@ -48,7 +48,7 @@ def main(argv: Sequence[str]) -> None:
         run, flags = command_line.configured_run(
             "clp_jax.train", __doc__, argv, _add_arguments, before=_meet
         )
-        from clp_jax import hosts, preemption, training
+        from clp_jax import hosts, training
         from clp_jax.rewards.host import RewardError
 
         training.check(run)
@@ -61,11 +61,7 @@ def main(argv: Sequence[str]) -> None:
         training.check_checkpoint(run)
     # From here on only a reward's failure is the user's to mend; all else shows its traceback.
     with command_line.errors("clp_jax.train", RewardError), hosts.ending_together("clp_jax.train"):
-        try:
-            training.train(run)
-        except preemption.Preempted as stopped:
-            print(f"clp_jax.train: {stopped}", file=sys.stderr)
-            raise SystemExit(preemption.RETRY) from None
+        training.train(run)
 
 
 if __name__ == "__main__":

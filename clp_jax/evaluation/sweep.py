@@ -13,13 +13,13 @@ import numpy as np
 from clp_jax import hosts, losses
 from clp_jax.config import Run
 from clp_jax.data.batches import Batch, Batches
+from clp_jax.errors import Preempted
 from clp_jax.evaluation.grids import grid
 from clp_jax.evaluation.result import SweepResult
 from clp_jax.hosts import Rows
 from clp_jax.metrics_log import say
 from clp_jax.models import partitioning
 from clp_jax.policy import SteerablePolicy
-from clp_jax.preemption import Preempted
 from clp_jax.rewards.base import RewardScores, RewardStack
 from clp_jax.rollout import Rollout, repetition_rate
 from clp_jax.trainer import decode

@@ -39,6 +39,7 @@ _RULES: Rules = (
 _FULLY_SHARDED: Rules = (*_RULES, ("embed", DATA))
 
 
+@functools.lru_cache(maxsize=32)
 def parameter_axes(module: nn.Module) -> dict[Path, tuple[tuple[int, ...], PartitionSpec]]:
     """Shape and logical axes of each parameter of a plain LM, by its path.
 

@@ -9,8 +9,9 @@ import clu.values
 from t5x import trainer as t5x_trainer
 
 from clp_jax import loop, metrics_log, training, watch
+from clp_jax.errors import Preempted
 from clp_jax.metrics_log import Progress
-from clp_jax.preemption import Preempted, Preemption
+from clp_jax.preemption import Preemption
 from clp_jax.rewards.host import RewardError
 from clp_jax.train_step import TrainState
 from clp_jax.trainer import Trainer

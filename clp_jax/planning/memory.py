@@ -1,0 +1,51 @@
+"""Bytes of a run's arrays on one chip, by what they are for, from their shapes and shardings."""
+
+import math
+from typing import Any
+
+import jax
+
+from clp_jax import states
+from clp_jax.config import Run
+from clp_jax.models.partitioning import Placement
+
+Tree = Any  # of jax.ShapeDtypeStruct with shardings, or of arrays
+
+# What stays in memory over the whole of training.
+PARTS = ("parameters", "optimizer", "reference", "value", "rewards")
+
+
+def chip_bytes(tree: Tree) -> int:
+    """Bytes that each chip holds of a tree, without the padding of TPU layouts."""
+    return sum(_chip_bytes(leaf) for leaf in jax.tree.leaves(tree))
+
+
+def _chip_bytes(leaf: Any) -> int:
+    if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+        return 8  # two words
+    return math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
+
+
+def resident(run: Run, place: Placement) -> dict[str, int]:
+    """Bytes per chip of what stays in memory over the whole of training.
+
+    Args:
+      run: one policy's.
+      place: its devices, or those of an abstract mesh.
+
+    Returns:
+      {part: bytes}, the parts being `PARTS`: φ, the optimizers of policy and value network, the
+      reference, the value network, and the parameters of rewards on the device.
+
+    Raises:
+      ValueError: a reward model cannot be cut over the devices.
+    """
+    state = states.state_shapes(run, place)
+    run.model.rewards.place(place)
+    return {
+        "parameters": chip_bytes(state.params),
+        "optimizer": chip_bytes((state.policy_optimizer_state, state.value_optimizer_state)),
+        "reference": chip_bytes(states.reference_shapes(run, place)),
+        "value": chip_bytes(state.value_params),
+        "rewards": sum(chip_bytes(each.shapes()) for each in run.model.rewards.on_device),
+    }
