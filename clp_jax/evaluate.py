@@ -18,10 +18,10 @@ def main(argv: Sequence[str]) -> None:
     with command_line.errors("clp_jax.evaluate"):
         run = command_line.saved_run(flags.model_dir)
         run = command_line.with_evaluation(run, flags.grid_points, flags.num_examples, flags.mixing)
-        from clp_jax import training
+        from clp_jax import restoring
         from clp_jax.evaluation import grids, report, sweep
 
-        policy, step = training.restore_policy(run, flags.step, flags.mixing)
+        policy, step = restoring.restore_policy(run, flags.step, flags.mixing)
         weightings = grids.grid(run, flags.kl_weight)
     # The training run's own evaluation is kept when another one is asked for.
     custom = any((flags.grid_points, flags.num_examples, flags.kl_weight))

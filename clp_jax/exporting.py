@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from clp_jax import conditioning, training
+from clp_jax import conditioning, restoring
 from clp_jax.config import Run
 from clp_jax.data import tasks
 from clp_jax.errors import unknown_name
@@ -61,7 +61,7 @@ class Export:
         """
         if weighting is None:
             _check_part(part, run.model.num_objectives)
-        params, reference, step = training.restore_params(run, step)
+        params, reference, step = restoring.restore_params(run, step)
         names, at = run.model.rewards.names, f"step {step}"
         if weighting is not None:
             mixed = conditioning.condition(params, reference, weighting, run.model.kl_mix)
@@ -76,7 +76,7 @@ class Export:
             part_params = conditioning.expert(params, int(index))
             title = f"expert {index} ({names[int(index)]}), not mixed with the reference, {at}"
         elif name == "value":
-            part_params = training.restore_value_params(run, step)
+            part_params = restoring.restore_value_params(run, step)
             title = f"the value network, {at}"
         else:
             part_params, title = reference, "the reference policy"

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 import jax
 import numpy as np
 
-from clp_jax import training
+from clp_jax import restoring
 from clp_jax import weighting as weighting_lib
 from clp_jax.config import Run
 from clp_jax.data import tasks
@@ -54,7 +54,7 @@ class Generator:
         self, run: Run, weighting: Weighting, temperature: float = 0.0, seed: int = 0,
         step: int | None = None, mixing: str | None = None,
     ):  # fmt: skip
-        self._policy, _ = training.restore_policy(run, step, mixing, temperature)
+        self._policy, _ = restoring.restore_policy(run, step, mixing, temperature)
         self._run, self._weighting, self._seed = run, weighting, seed
 
     @property

@@ -19,13 +19,13 @@ def main(argv: Sequence[str]) -> None:
         run, _ = command_line.configured_run("clp_jax.sft", __doc__, argv)
         if run.sft.steps < 1:
             raise ValueError(f"SFT_STEPS={run.sft.steps} leaves nothing to do")
-        from clp_jax import states, supervised, training
+        from clp_jax import restoring, states, supervised, training
         from clp_jax.preemption import Preemption
         from clp_jax.rewards.host import RewardError
 
         training.check(run)
         command_line.claim_model_dir(run.model_dir)
-    if training.has_reference(run):
+    if restoring.has_reference(run):
         print(f"{run.model_dir} has its reference already", file=sys.stderr)
     else:
         with command_line.errors("clp_jax.sft", RewardError), Preemption() as preemption:

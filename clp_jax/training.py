@@ -1,6 +1,5 @@
 """A CLP training run from its configuration to its last checkpoint."""
 
-import dataclasses
 import pathlib
 from typing import Any
 
@@ -10,14 +9,13 @@ from clp_jax import (
     hosts,
     loop,
     metrics_log,
+    restoring,
     run_checkpoints,
     states,
     supervised,
     watch,
 )
-from clp_jax.baselines.logit_mixing import LogitMixingPolicy
-from clp_jax.baselines.rewarded_soup import expert_runs, soup
-from clp_jax.conditioning import CLPParams, expert
+from clp_jax.baselines.rewarded_soup import expert_runs
 from clp_jax.config import DatasetConfig, Run
 from clp_jax.data import batches as batches_lib
 from clp_jax.data import tasks
@@ -26,12 +24,11 @@ from clp_jax.hosts import Rows
 from clp_jax.metrics_log import Log, say
 from clp_jax.models import checkpoints
 from clp_jax.models.partitioning import Placement
-from clp_jax.policy import CLPPolicy
 from clp_jax.preemption import Preemption
 from clp_jax.rewards.base import RewardStack
 from clp_jax.run_checkpoints import RunCheckpoints
 from clp_jax.train_step import TrainState
-from clp_jax.trainer import Trainer, prompter
+from clp_jax.trainer import Trainer
 
 Params = Any
 
@@ -58,7 +55,7 @@ def check(run: Run) -> None:
             _check_records(run, config, run.evaluation.rewards)
             run.evaluation.rewards.check_policy(prefix, run.max_decode_length)
     states.state_shapes(run)
-    path = run.model_dir if has_reference(run) else run.checkpoint_cfg.restore.path
+    path = run.model_dir if restoring.has_reference(run) else run.checkpoint_cfg.restore.path
     if path:
         checkpoints.check_params(path, states.reference_shapes(run), run.model.module.config)
     elif not (run.sft.steps or run.sft.init_from_scratch):
@@ -93,7 +90,7 @@ def check_checkpoint(run: Run) -> None:
     """
     rows = Rows(states.placement(run).batch, run.train_dataset_cfg.batch_size)
     for each in expert_runs(run) if run.model.rewarded_soup else [run]:
-        saved = RunCheckpoints(checkpoint_folder(each.model_dir))
+        saved = RunCheckpoints(restoring.checkpoint_folder(each.model_dir))
         if saved.latest_step() is not None:
             saved.check(states.state_shapes(each))
             parts = batches_lib.shard_count(saved.position_names())
@@ -130,7 +127,7 @@ def train(run: Run) -> None:
             _train(expert_run, reference, place, preemption, evaluate=False)
         folder = _evaluation_folder(run, run.total_steps)
         if not (folder / report.VALUES).is_file():
-            policy, step = restore_policy(run)
+            policy, step = restoring.restore_policy(run)
             name = f"step {step}"
             report.write(
                 sweep.sweep(policy, run, folder=folder, name=name, stop=preemption), folder
@@ -142,7 +139,7 @@ def _train(
 ) -> None:
     """Trains one policy, with or without evaluations."""
     batches = batches_lib.shared(run.train_dataset_cfg, run.random_seed, place)
-    saved = RunCheckpoints(checkpoint_folder(run.model_dir), run.checkpoint_cfg.save)
+    saved = RunCheckpoints(restoring.checkpoint_folder(run.model_dir), run.checkpoint_cfg.save)
     state = start(run, reference, saved, batches, place)
     first_step = int(state.step)
     log = metrics_log.opened(pathlib.Path(run.model_dir), first_step)
@@ -219,7 +216,9 @@ class Evaluation:
           RewardError: a reward failed.
         """
         if self._policy is None:
-            self._policy = policy_of(self._run, state.params, self._reference, place=self._place)
+            self._policy = restoring.policy_of(
+                self._run, state.params, self._reference, place=self._place
+            )
         self._policy.params = state.params
         self._prompts = self._prompts or sweep.Prompts(self._run)
         folder, name = _evaluation_folder(self._run, step), f"step {step}"
@@ -244,115 +243,6 @@ class Evaluation:
         return due and not hosts.agreed(done)
 
 
-def restore(run: Run, step: int | None = None) -> tuple[TrainState, Params]:
-    """A trained run's state and reference.
-
-    Args:
-      run: as it was trained; no soup, which has a state for each expert.
-      step: which checkpoint; None for the latest.
-    """
-    return _restore_state(run, step), restore_reference(run)
-
-
-def restore_params(
-    run: Run, step: int | None = None, place: Placement | None = None
-) -> tuple[CLPParams, Params, int]:
-    """A trained run's φ, its reference, and the step of the checkpoint.
-
-    Args:
-      run: as it was trained; φ of a soup has the experts' parameters.
-      step: which checkpoint; None for the latest, and for a soup that of its experts.
-      place: over which devices; None for the first one.
-
-    Raises:
-      ValueError: no such checkpoint, or a step of a soup other than its last one.
-    """
-    if not run.model.rewarded_soup:
-        state = _restore_state(run, step, place)
-        return state.params, restore_reference(run, place), int(state.step)
-    experts = [_restore_state(expert_run, place=place) for expert_run in expert_runs(run)]
-    done = sum(int(state.step) for state in experts)
-    if step not in (None, done):
-        raise ValueError(f"step {step}: a soup is taken of its experts' last steps, {done} in all")
-    params = soup([expert(state.params, 0) for state in experts])
-    return params, restore_reference(run, place), done
-
-
-def restore_value_params(run: Run, step: int | None = None) -> Params:
-    """Parameters of a trained run's value network.
-
-    Raises:
-      ValueError: no such checkpoint, or a soup, which has a value network for each expert.
-    """
-    if run.model.rewarded_soup:
-        raise ValueError("a soup has no value network, but one for each of its experts")
-    return _restore_state(run, step).value_params
-
-
-def policy_of(
-    run: Run,
-    params: CLPParams,
-    reference: Params,
-    mixing: str | None = None,
-    temperature: float | None = None,
-    place: Placement | None = None,
-) -> CLPPolicy | LogitMixingPolicy:
-    """A run's steerable policy.
-
-    Args:
-      run: as it was trained.
-      params: φ.
-      reference: θ_ref.
-      mixing: "parameters" or "logits"; None for what the run's evaluation says.
-      temperature: of sampling, 0 for greedy; None for that of training.
-      place: over which devices; None for the first one.
-
-    Raises:
-      ValueError: logits cannot be mixed in this run.
-    """
-    clp, mixing = run.clp, mixing or run.evaluation.mixing
-    if temperature is not None:
-        decoding = dataclasses.replace(clp.decoding, temperature=temperature)
-        clp = dataclasses.replace(clp, decoding=decoding)
-    if mixing == "parameters":
-        return CLPPolicy(clp, params, reference, prompter(run.model), place)
-    if run.model.condition_prompt:
-        raise ValueError(
-            "mixing logits: the reference has not learned to read the weights that "
-            "CONDITION_PROMPT=True writes into the prompt"
-        )
-    return LogitMixingPolicy(clp, params, reference, run.model.rewarded_soup, place)
-
-
-def restore_policy(
-    run: Run,
-    step: int | None = None,
-    mixing: str | None = None,
-    temperature: float | None = None,
-) -> tuple[CLPPolicy | LogitMixingPolicy, int]:
-    """A trained run's policy (`policy_of`) over all devices, and the step of its checkpoint."""
-    place = states.placement(run, training=False)
-    params, reference, step = restore_params(run, step, place)
-    return policy_of(run, params, reference, mixing, temperature, place), step
-
-
-def _restore_state(run: Run, step: int | None = None, place: Placement | None = None) -> TrainState:
-    saved = RunCheckpoints(checkpoint_folder(run.model_dir))
-    state = saved.restore(states.state_shapes(run, place), step)
-    saved.close()
-    return state
-
-
-def restore_reference(run: Run, place: Placement | None = None) -> Params:
-    """θ_ref of a run that has begun; on the first device where no other is given."""
-    return checkpoints.load_params(run.model_dir, states.reference_shapes(run, place))
-
-
-def has_reference(run: Run) -> bool:
-    """Whether MODEL_DIR holds its reference policy already."""
-    return pathlib.Path(run.model_dir, checkpoints.REFERENCE).is_dir()
-
-
 def load_reference(
     run: Run, place: Placement | None = None, stop: loop.Stop | None = None
 ) -> Params:
@@ -366,8 +256,8 @@ def load_reference(
       stop: see `loop.train`.
     """
     place = place or states.placement(run)
-    if hosts.agreed(has_reference(run)):
-        return restore_reference(run, place)
+    if hosts.agreed(restoring.has_reference(run)):
+        return restoring.restore_reference(run, place)
     if run.checkpoint_cfg.restore.path:
         shapes = states.reference_shapes(run, place)
         config = run.model.module.config
@@ -384,11 +274,6 @@ def load_reference(
 def parameter_count(run: Run) -> conditioning.ParameterCount:
     """What S costs in this run."""
     return conditioning.count_parameters(states.state_shapes(run).params, run.model.num_objectives)
-
-
-def checkpoint_folder(model_dir: str) -> pathlib.Path:
-    """Where a run's checkpoints are."""
-    return pathlib.Path(model_dir, "checkpoints")
 
 
 def _evaluation_folder(run: Run, step: int) -> pathlib.Path:

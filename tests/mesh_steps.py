@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 import smoke
 
-from clp_jax import losses, states, training
+from clp_jax import losses, restoring, states
 from clp_jax import train_step as clp_step
 from clp_jax.conditioning import condition
 from clp_jax.data import tasks
@@ -77,7 +77,7 @@ def steps(run, place):
         state, metrics = trainer(state, next(batches), step)
         rows.append(jax.device_get(metrics))
         compiled.append(len(COMPILED) - before)
-    policy = training.policy_of(run, state.params, reference, place=place)
+    policy = restoring.policy_of(run, state.params, reference, place=place)
     from clp_jax.evaluation import sweep
 
     return {

@@ -13,7 +13,7 @@ import pytest
 import smoke
 from smoke import lines
 
-from clp_jax import train, training
+from clp_jax import restoring, train, training
 from clp_jax.models import checkpoints
 
 with_t5x = pytest.mark.skipif(
@@ -103,7 +103,7 @@ def metrics(model_dir):
 
 
 def state_of(model_dir, *bindings, step=6):
-    return training.restore(smoke.configured(model_dir, *STEPS, *bindings), step)
+    return restoring.restore(smoke.configured(model_dir, *STEPS, *bindings), step)
 
 
 def assert_same_bits(a, b):

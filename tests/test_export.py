@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import smoke
 
-from clp_jax import command_line, conditioning, exporting, states, training
+from clp_jax import command_line, conditioning, exporting, restoring, states, training
 from clp_jax import train_step as clp_step
 from clp_jax.data.batches import Batches
 from clp_jax.models import checkpoints, hf_checkpoints
@@ -55,7 +55,7 @@ def export(run, output, *args, **kwargs):
 
 
 def mixed(run, weighting):
-    state, reference = training.restore(run)
+    state, reference = restoring.restore(run)
     return conditioning.condition(state.params, reference, weighting, run.model.kl_mix)
 
 
@@ -96,7 +96,7 @@ def test_a_damaged_checkpoint_stops_the_run_before_it_starts(run, tmp_path):
 
 
 def test_parts_are_the_state_and_make_it_again(run, tmp_path):
-    state, reference = training.restore(run)
+    state, reference = restoring.restore(run)
     parts = {}
     for part in ("expert:0", "expert:1", "reference", "value"):
         path = exporting.Export.of(run, part=part).write(str(tmp_path / part), "t5x")

@@ -10,7 +10,7 @@ import pytest
 import smoke
 from smoke import lines
 
-from clp_jax import loop, train, training
+from clp_jax import loop, restoring, train
 from clp_jax.metrics_log import MetricsLog
 from clp_jax.rewards.host import RewardError
 
@@ -189,7 +189,9 @@ def test_a_run_whose_reward_fails_goes_on_bit_for_bit(tmp_path, capfd, monkeypat
     train.main(smoke.flags(broken, *bindings))
     assert "resuming from step 6" in capfd.readouterr().err
 
-    states = [training.restore(smoke.configured(path, *bindings), 6) for path in (unbroken, broken)]
+    states = [
+        restoring.restore(smoke.configured(path, *bindings), 6) for path in (unbroken, broken)
+    ]
     leaves = [jax.tree.leaves(state) for state in states]
     assert len(leaves[0]) > 50
     for a, b in zip(*leaves, strict=True):

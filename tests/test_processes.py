@@ -16,7 +16,7 @@ import pytest
 import smoke
 from smoke import lines
 
-from clp_jax import command_line, training
+from clp_jax import command_line, restoring
 
 pytestmark = pytest.mark.slow
 
@@ -96,7 +96,8 @@ def same_run(model_dir, expected):
             scale = 50 if name == "loss/policy" else 1
             assert row[name] == pytest.approx(expected_row[name], rel=1e-4, abs=1e-5 * scale), name
     last = [
-        training.restore(command_line.saved_run(str(folder)))[0] for folder in (model_dir, expected)
+        restoring.restore(command_line.saved_run(str(folder)))[0]
+        for folder in (model_dir, expected)
     ]
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4), *last)
     values = [

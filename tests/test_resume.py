@@ -9,7 +9,7 @@ import pytest
 import smoke
 from smoke import lines
 
-from clp_jax import train, training
+from clp_jax import restoring, train
 
 
 def without_timing(rows):
@@ -53,7 +53,7 @@ def test_a_killed_run_goes_on_bit_for_bit(tmp_path):
     for name in ("metrics.jsonl", "sft/metrics.jsonl"):
         assert without_timing(lines(killed / name)) == without_timing(lines(unbroken / name))
     assert lines(killed / "samples.jsonl") == lines(unbroken / "samples.jsonl")
-    states = [training.restore(smoke.configured(path, *STEPS), 40) for path in (unbroken, killed)]
+    states = [restoring.restore(smoke.configured(path, *STEPS), 40) for path in (unbroken, killed)]
     leaves = [jax.tree.leaves(state) for state in states]
     assert len(leaves[0]) > 50
     for a, b in zip(*leaves, strict=True):

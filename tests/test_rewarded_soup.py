@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import smoke
 
-from clp_jax import conditioning, evaluate, export, generate, train, training
+from clp_jax import conditioning, evaluate, export, generate, restoring, train, training
 from clp_jax.baselines import rewarded_soup
 from clp_jax.policy import CLPPolicy
 from clp_jax.weighting import FixedRewardWeights, Weighting
@@ -47,7 +47,7 @@ def test_the_budget_is_divided(tmp_path):
 @pytest.mark.slow
 def test_an_expert_is_a_run_of_its_reward_alone(soup_dir, tmp_path):
     run = smoke.configured(soup_dir, "TRAIN_STEPS=7", files=SOUP)
-    params, reference, steps = training.restore_params(run)
+    params, reference, steps = restoring.restore_params(run)
     assert steps == 7
     corners = ("(1.0, 0.0)", "(0.0, 1.0)")
     for i, (weights, done) in enumerate(zip(corners, (4, 3), strict=True)):
@@ -58,7 +58,7 @@ def test_an_expert_is_a_run_of_its_reward_alone(soup_dir, tmp_path):
         folder = tmp_path / str(i)
         train.main(smoke.flags(folder, *bindings, files=SINGLE))
         alone = smoke.configured(folder, *bindings, files=SINGLE)
-        state, other_reference = training.restore(alone)
+        state, other_reference = restoring.restore(alone)
         assert same(reference, other_reference)
         assert same(conditioning.expert(params, i), conditioning.expert(state.params, 0))
 
@@ -66,9 +66,9 @@ def test_an_expert_is_a_run_of_its_reward_alone(soup_dir, tmp_path):
 @pytest.mark.slow
 def test_parameters_are_mixed_linearly(soup_dir):
     run = smoke.configured(soup_dir, "TRAIN_STEPS=7", files=SOUP)
-    policy, _ = training.restore_policy(run)
+    policy, _ = restoring.restore_policy(run)
     assert isinstance(policy, CLPPolicy)
-    params, reference, _ = training.restore_params(run)
+    params, reference, _ = restoring.restore_params(run)
     experts = [conditioning.expert(params, i) for i in range(2)]
     mixed = policy.language_model(Weighting.of(0.01, [0.25, 0.75]))
     expected = jax.tree.map(lambda a, b: 0.25 * a + 0.75 * b, *experts)
@@ -104,7 +104,7 @@ def test_a_soup_that_was_stopped_goes_on(soup_dir, tmp_path, monkeypatch):
             train.main(flags)
     train.main(flags)
     runs = [smoke.configured(d, "TRAIN_STEPS=7", files=SOUP) for d in (soup_dir, tmp_path)]
-    states = [training.restore_params(run)[0] for run in runs]
+    states = [restoring.restore_params(run)[0] for run in runs]
     assert same(*states)
 
 
@@ -151,6 +151,6 @@ def test_what_a_soup_cannot_be(tmp_path, binding, message):
 def test_logits_of_a_prompted_policy_are_not_mixed(tmp_path):
     run = smoke.configured(tmp_path, "CONDITION_PROMPT=True")
     with pytest.raises(ValueError, match="CONDITION_PROMPT=True"):
-        training.policy_of(run, None, None, mixing="logits")
+        restoring.policy_of(run, None, None, mixing="logits")
     with pytest.raises(ValueError, match="unknown mixing 'logit'.*nearest: logits"):
         smoke.configured(tmp_path, "EVAL_MIXING='logit'")

@@ -11,7 +11,7 @@ import pytest
 import smoke
 from smoke import lines
 
-from clp_jax import command_line, evaluate, generate, sft, states, train, training
+from clp_jax import command_line, evaluate, generate, restoring, sft, states, train, training
 from clp_jax.config import RestoreCheckpointConfig
 from clp_jax.models import checkpoints
 
@@ -99,7 +99,7 @@ def test_evaluation_does_not_depend_on_the_batch_size(trained, tmp_path):
         )
         from clp_jax.evaluation import sweep
 
-        policy, _ = training.restore_policy(run)
+        policy, _ = restoring.restore_policy(run)
         seen = []
         original = policy.generate
         policy.generate = lambda w, p, k, o=original, s=seen: s.append(np.array(p)) or o(w, p, k)

@@ -18,7 +18,7 @@ from t5x_runs import (  # noqa: F401 - fixtures
     with_t5x,
 )
 
-from clp_jax import training
+from clp_jax import restoring
 
 pytestmark = with_t5x
 
@@ -69,7 +69,7 @@ def test_eval_gives_the_rewards_of_evaluate(tmp_path, theirs):
     found = json.loads(values.read_text())
     assert found["reward_weights"] == [[1.0, 0.0]]
     run = smoke.configured(theirs, *STEPS)
-    policy, _ = training.restore_policy(run, temperature=0.0)
+    policy, _ = restoring.restore_policy(run, temperature=0.0)
     from clp_jax.evaluation import sweep
 
     expected = sweep.sweep(policy, run, [(0.01, np.array([1.0, 0.0]))], None, "")

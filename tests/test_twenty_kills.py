@@ -11,7 +11,7 @@ import smoke
 from smoke import lines
 from test_resume import wait_for, without_timing
 
-from clp_jax import command_line, train, training
+from clp_jax import command_line, restoring, train
 
 KILLS = 20
 # A checkpoint every other step, so that most kills fall near or into one; some into an evaluation.
@@ -55,7 +55,7 @@ def test_twenty_kills_change_nothing(tmp_path):
     for name in ("metrics.jsonl", "sft/metrics.jsonl"):
         assert without_timing(lines(killed / name)) == without_timing(lines(unbroken / name))
     assert lines(killed / "samples.jsonl") == lines(unbroken / "samples.jsonl")
-    states = [training.restore(command_line.saved_run(str(p)))[0] for p in (unbroken, killed)]
+    states = [restoring.restore(command_line.saved_run(str(p)))[0] for p in (unbroken, killed)]
     for a, b in zip(*map(jax.tree.leaves, states), strict=True):
         assert np.asarray(a).tobytes() == np.asarray(b).tobytes()
     for step in range(10, 151, 10):

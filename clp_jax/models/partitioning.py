@@ -111,7 +111,9 @@ def mesh(num_partitions: int, devices: Sequence[jax.Device] | None = None) -> Me
             f"be {_listed(_divisors(count))}"
         )
     shape = (count // num_partitions, num_partitions)
-    return Mesh(mesh_utils.create_device_mesh(shape, devices), (DATA, MODEL))
+    # An axis need not be one of a slice's own: 2 x 16 on 4 x 8 chips.
+    made = mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
+    return Mesh(made, (DATA, MODEL))
 
 
 @dataclasses.dataclass(frozen=True)

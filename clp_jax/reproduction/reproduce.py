@@ -49,13 +49,13 @@ def reproduce(scale: Scale, output: pathlib.Path, document: pathlib.Path, proces
 
 def _decoding(scale: Scale, output: pathlib.Path) -> Claim:
     """Sec. 4.1.1: what DeRa costs at inference."""
-    from clp_jax import command_line, training
+    from clp_jax import command_line, restoring
     from clp_jax.data.batches import Batches
     from clp_jax.reproduction.decoding import logit_mixing_cost
 
     spec = next(s for s in specs(scale, output) if s.name == f"multi_kl/full/{scale.seeds[0]}")
     run = command_line.saved_run(str(spec.model_dir(output)))
-    params, reference, _ = training.restore_params(run)
+    params, reference, _ = restoring.restore_params(run)
     prompts = next(Batches(run.infer_eval_dataset_cfg, repeat=False)).prompts
     ratio = np.median(logit_mixing_cost(run.clp, params, reference, prompts))
     return Claim(

@@ -5,7 +5,7 @@ from typing import Any
 
 from t5x import utils
 
-from clp_jax import states, training
+from clp_jax import restoring, states, training
 from clp_jax.config import CheckpointConfig, SaveCheckpointConfig
 from clp_jax.run_checkpoints import RunCheckpoints
 from clp_jax.under_t5x.train_state import T5XTrainState, for_inference
@@ -32,7 +32,7 @@ def for_inference_at(model_dir: str, step: int | None) -> utils.RestoreCheckpoin
     Raises:
       ValueError: there is no such checkpoint.
     """
-    saved = RunCheckpoints(training.checkpoint_folder(model_dir))
+    saved = RunCheckpoints(restoring.checkpoint_folder(model_dir))
     step = saved.existing_step(step)
     saved.close()
     return _restore_config(model_dir, step)
@@ -64,7 +64,7 @@ class CheckpointManager:
     ):  # fmt: skip
         self._model, self._partitioner = train_state.model, partitioner
         config = None if period is None else SaveCheckpointConfig(period, keep)
-        self._saved = RunCheckpoints(training.checkpoint_folder(self._model.run.model_dir), config)
+        self._saved = RunCheckpoints(restoring.checkpoint_folder(self._model.run.model_dir), config)
 
     def all_steps(self) -> list[int]:
         """Steps that need no saving any more; that of step 0 is the reference itself."""
@@ -84,7 +84,7 @@ class CheckpointManager:
             reference = training.load_reference(run, place)
             state = training.start(run, reference, self._saved, self._model.batches, place)
         else:
-            reference = training.restore_reference(run, place)
+            reference = restoring.restore_reference(run, place)
             shapes = states.state_shapes(run, place)
             state = for_inference(self._saved.restore(shapes, step))
         return T5XTrainState(state, reference, self._model)
