@@ -143,9 +143,3 @@ def test_a_reward_that_fails_on_one_process_ends_both(tmp_path):
     assert "a reward failed on process 1" in first
     assert "'score' raised ValueError: no score here" in second
     assert "step 2 failed; the checkpoint of step 1 was saved" in first
-
-
-def test_hosts_that_cannot_share_the_data_are_told_so(tmp_path):
-    pair = Pair(tmp_path / "pair", "DATA_SHARDS=1")
-    assert pair.ended() == [2, 2], pair.said()
-    assert "DATA_SHARDS=1 parts, which 2 hosts cannot share" in pair.said()[0]
