@@ -46,6 +46,8 @@ def check(run: Run) -> None:
     place = states.placement(run)
     rows = Rows(place.batch, run.train_dataset_cfg.batch_size)
     batches_lib.check_shards(run.train_dataset_cfg.num_shards, rows.shares)
+    for rewards in filter(None, (run.model.rewards, run.evaluation.rewards)):
+        rewards.place(place)
     for config in (run.train_dataset_cfg, run.infer_eval_dataset_cfg):
         tasks.check_task(config.mixture_or_task_name)
         _check_records(run, config, run.model.rewards)

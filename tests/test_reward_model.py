@@ -1,6 +1,7 @@
 """Reward models: their inputs, heads, and scores on tokens and on text."""
 
 import functools
+import types
 
 import jax
 import jax.numpy as jnp
@@ -10,8 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from clp_jax.data import tasks
+from clp_jax.models.partitioning import Placement
 from clp_jax.models.t5 import T5Config, Transformer
 from clp_jax.rewards import heads
+from clp_jax.rewards.base import NamedReward, RewardStack
 from clp_jax.rewards.heads import NLIHead, PreferenceHead
 from clp_jax.rewards.learned import LearnedReward, same_vocabulary
 from clp_jax.rewards.model import InputTemplate, RewardModel, document_of, summary_of
@@ -209,6 +212,14 @@ def test_scores_are_those_of_the_network_on_the_joined_text(network, vocabulary)
         inputs, start = jnp.array([[*text, 1]]), jnp.zeros((1, 1), jnp.int32)
         logits = apply({"params": params}, inputs, start, jnp.ones_like(start))
         assert float(jax.nn.log_softmax(logits[0, 0])[5]) == pytest.approx(score, abs=1e-5)
+
+
+def test_devices_that_cannot_share_a_model_are_told_so(network, vocabulary):
+    reward = make_reward(network, vocabulary, policy_vocabulary=vocabulary)
+    mesh = types.SimpleNamespace(shape={"data": 1, "model": 3}, size=3)
+    message = "reward 'nli': its model: axis .* which NUM_PARTITIONS=3 does not divide"
+    with pytest.raises(ValueError, match=message):
+        RewardStack([NamedReward.of("nli", reward)]).place(Placement(mesh))
 
 
 def test_rewards_of_text(network, vocabulary):

@@ -55,11 +55,18 @@ class CompiledReward:
         self._placement: Placement | None = None
 
     def place(self, placement: Placement) -> None:
-        """Says which devices share the work; before the first call."""
+        """Says which devices share the work; before the first call.
+
+        Raises:
+          ValueError: its parameters cannot be cut over them; names the reward and the numbers.
+        """
         if placement == self._placement:
             return
         if hasattr(self._reward, "place"):
-            self._reward.place(placement)
+            try:
+                self._reward.place(placement)
+            except ValueError as error:
+                raise ValueError(f"reward {self.name!r}: {error}") from None
         self._placement = placement
         self.program = jax.jit(
             placement.traced(self._scored),

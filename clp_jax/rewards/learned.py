@@ -83,7 +83,7 @@ class LearnedReward:
         Raises:
           ValueError: they cannot be cut over these; names the numbers.
         """
-        placement.check_network(self.model.module, "a reward model")
+        placement.check_network(self.model.module, "its model")
         if placement != self._placement:
             self.__dict__.pop("params", None)  # to be read anew
         self._placement = placement
