@@ -21,6 +21,7 @@ from clp_jax import train_step as clp_step
 from clp_jax.conditioning import condition
 from clp_jax.data import tasks
 from clp_jax.data.batches import shared
+from clp_jax.evaluation import sweep
 from clp_jax.models import partitioning
 from clp_jax.models.partitioning import Placement
 from clp_jax.models.sampling import sample
@@ -62,12 +63,13 @@ MESHES = {
     "2x4": (8, 4, False),
     "4x2 fully sharded": (8, 2, True),
 }
-STEPS = 4
+EVALUATED = ("1x1", "4x2 fully sharded")
+STEPS = 3
 COMPILED = []  # an item for each program
 
 
-def steps(run, place):
-    """Metrics of some steps, the state after them, the last samples, and an evaluation."""
+def steps(run, place, evaluates):
+    """Metrics of some steps, the state after them, the last samples, and maybe an evaluation."""
     reference = states.init_params(run, place)
     state = states.init_state(run, reference, place)
     trainer, batches = Trainer(run, reference, place), shared(run.train_dataset_cfg, 0, place)
@@ -78,12 +80,10 @@ def steps(run, place):
         rows.append(jax.device_get(metrics))
         compiled.append(len(COMPILED) - before)
     policy = restoring.policy_of(run, state.params, reference, place=place)
-    from clp_jax.evaluation import sweep
-
     return {
         "metrics": rows,
         "samples": list(trainer.samples()),
-        "values": sweep.sweep(policy, run).to_json(),
+        "values": sweep.sweep(policy, run).to_json() if evaluates else None,
         "largest_share": largest_share(state.params),
         "largest_share_of_a_reward": largest_share(run.model.rewards.rewards[1].reward.params),
         "state": jax.device_get(state),
@@ -174,7 +174,9 @@ def main(output):
     jax.monitoring.register_event_duration_secs_listener(note)
     run = smoke.configured(tempfile.mkdtemp(), *SETTINGS)
     found = {
-        name: steps(run, Placement.over(jax.devices()[:count], cut, fully_sharded))
+        name: steps(
+            run, Placement.over(jax.devices()[:count], cut, fully_sharded), name in EVALUATED
+        )
         for name, (count, cut, fully_sharded) in MESHES.items()
     }
     with open(output, "wb") as file:

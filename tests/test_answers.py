@@ -145,6 +145,11 @@ def test_twenty_malformed_answers_and_nothing_else_end_it(path, monkeypatch):
             Remembering(judge, path, "me")(many)
         assert len(server.requests) <= 40
         assert len(path.read_text().splitlines()) == 20
+        # Another one: of the first, questions may still be under way.
+        server.stop()
+        judge.close()
+        server = ChatServer()
+        judge = ChatJudge(server.url, "m", concurrency=4)
         server.script = [(200, completion("No."))] * 19 + [(200, completion("SUMMARY1"))]
         server.script += [(200, completion("No."))] * 30
         found = Remembering(judge, path, "you")(many[:50])

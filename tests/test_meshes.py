@@ -44,9 +44,8 @@ def test_every_mesh_takes_the_steps_of_one_device(found, mesh):
     assert later == [0] * len(later)
 
 
-@pytest.mark.parametrize("mesh", MESHES)
-def test_every_mesh_evaluates_as_one_device(found, mesh):
-    one, many = (found["meshes"][name]["values"] for name in ("1x1", mesh))
+def test_a_mesh_evaluates_as_one_device(found):
+    one, many = (found["meshes"][name]["values"] for name in ("1x1", "4x2 fully sharded"))
     for name in ("values", "normalised", "kl"):
         np.testing.assert_allclose(many[name], one[name], atol=1e-5)
     assert many["num_prompts"] == one["num_prompts"] == 12

@@ -127,7 +127,9 @@ def test_two_processes_are_one_whatever_ends_them(one_process, tmp_path):
     status, _ = pair.ended(SECONDS_TO_END)
     assert time.monotonic() - killed < SECONDS_TO_END
     assert status != 0
-    assert "process 0 of 2 lost another one" in pair.said()[0]
+    # Ours, or JAX's own where its heartbeats are the first to notice.
+    messages = ("process 0 of 2 lost another one", "most likely indicates that another task died")
+    assert any(message in pair.said()[0] for message in messages)
     assert f"resuming from step {saved}" in pair.said()[0]
 
     pair = Pair(model_dir)

@@ -92,10 +92,10 @@ def test_a_soup_that_was_stopped_goes_on(soup_dir, tmp_path, monkeypatch):
 
     whole = training._train
 
-    def killed(run, reference, *, evaluate):
+    def killed(run, *arguments, **options):
         if run.model_dir.endswith("rouge"):
             raise Killed
-        whole(run, reference, evaluate=evaluate)
+        whole(run, *arguments, **options)
 
     flags = smoke.flags(tmp_path, "TRAIN_STEPS=7", files=SOUP)
     with monkeypatch.context() as patch:
