@@ -18,12 +18,10 @@ from smoke import lines
 
 from clp_jax import command_line, restoring
 
-pytestmark = pytest.mark.slow
-
 TESTS = pathlib.Path(__file__).parent
 SETTINGS = [
     "POLICY_LEARNING_RATE=0.03",
-    "TRAIN_STEPS=10",
+    "TRAIN_STEPS=40",
     "INIT_FROM_SCRATCH=True",
     "SFT_STEPS=0",
     "STATS_PERIOD=1",
@@ -89,7 +87,7 @@ def same_run(model_dir, expected):
     """Metrics of every step, the last state and the evaluation are equal up to rounding."""
     names = lambda row: {n for n in row if not n.startswith("timing/")}  # noqa: E731
     rows, expected_rows = lines(model_dir / "metrics.jsonl"), lines(expected / "metrics.jsonl")
-    assert len(rows) == len(expected_rows) == 11
+    assert len(rows) == len(expected_rows) == 41
     for row, expected_row in zip(rows, expected_rows, strict=True):
         assert names(row) == names(expected_row)
         for name in names(row):
@@ -101,12 +99,13 @@ def same_run(model_dir, expected):
     ]
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4), *last)
     values = [
-        json.loads((folder / "evaluation/10/values.json").read_text())
+        json.loads((folder / "evaluation/40/values.json").read_text())
         for folder in (model_dir, expected)
     ]
     np.testing.assert_allclose(values[0]["values"], values[1]["values"], atol=1e-4)
 
 
+@pytest.mark.very_slow
 def test_two_processes_are_one_whatever_ends_them(one_process, tmp_path):
     model_dir = tmp_path / "pair"
     pair = Pair(model_dir)
@@ -116,7 +115,7 @@ def test_two_processes_are_one_whatever_ends_them(one_process, tmp_path):
     assert pair.ended() == [75, 75], pair.said()
     first, second = pair.said()
     saved = int(re.search(r"step (\d+) is saved", first)[1])
-    assert saved < 10
+    assert saved < 40
     assert f"step {saved} is saved" in second
     assert "rewards" not in second  # only the first reports
 
@@ -138,6 +137,7 @@ def test_two_processes_are_one_whatever_ends_them(one_process, tmp_path):
     same_run(model_dir, one_process)
 
 
+@pytest.mark.slow
 def test_a_reward_that_fails_on_one_process_ends_both(tmp_path):
     pair = Pair(tmp_path / "pair", "REWARDS=('rouge', 'failing_on_one.score')")
     assert pair.ended() == [2, 2], pair.said()
