@@ -23,9 +23,10 @@ class Preemption:
 
     def __call__(self) -> bool:
         """Whether to stop now. Every process has to ask at the same points of the run."""
-        if jax.process_count() > 1:
-            self._asked = bool(multihost_utils.process_allgather(np.array(self._asked)).any())
-        return self._asked
+        if jax.process_count() == 1:
+            return self._asked
+        # Not kept in `_asked`: a SIGTERM that comes while the others are waited for would be lost.
+        return bool(multihost_utils.process_allgather(np.array(self._asked)).any())
 
     def _on_sigterm(self, number: int, frame: Any) -> None:
         say("SIGTERM: the step under way is the last one")

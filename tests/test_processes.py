@@ -21,7 +21,7 @@ from clp_jax import command_line, restoring
 TESTS = pathlib.Path(__file__).parent
 SETTINGS = [
     "POLICY_LEARNING_RATE=0.03",
-    "TRAIN_STEPS=40",
+    "TRAIN_STEPS=20",
     "INIT_FROM_SCRATCH=True",
     "SFT_STEPS=0",
     "STATS_PERIOD=1",
@@ -87,7 +87,7 @@ def same_run(model_dir, expected):
     """Metrics of every step, the last state and the evaluation are equal up to rounding."""
     names = lambda row: {n for n in row if not n.startswith("timing/")}  # noqa: E731
     rows, expected_rows = lines(model_dir / "metrics.jsonl"), lines(expected / "metrics.jsonl")
-    assert len(rows) == len(expected_rows) == 41
+    assert len(rows) == len(expected_rows) == 21
     for row, expected_row in zip(rows, expected_rows, strict=True):
         assert names(row) == names(expected_row)
         for name in names(row):
@@ -99,13 +99,13 @@ def same_run(model_dir, expected):
     ]
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4), *last)
     values = [
-        json.loads((folder / "evaluation/40/values.json").read_text())
+        json.loads((folder / "evaluation/20/values.json").read_text())
         for folder in (model_dir, expected)
     ]
     np.testing.assert_allclose(values[0]["values"], values[1]["values"], atol=1e-4)
 
 
-@pytest.mark.very_slow
+@pytest.mark.slow
 def test_two_processes_are_one_whatever_ends_them(one_process, tmp_path):
     model_dir = tmp_path / "pair"
     pair = Pair(model_dir)
@@ -115,7 +115,7 @@ def test_two_processes_are_one_whatever_ends_them(one_process, tmp_path):
     assert pair.ended() == [75, 75], pair.said()
     first, second = pair.said()
     saved = int(re.search(r"step (\d+) is saved", first)[1])
-    assert saved < 40
+    assert saved < 20
     assert f"step {saved} is saved" in second
     assert "rewards" not in second  # only the first reports
 
