@@ -13,7 +13,7 @@ import flax.linen as nn
 import optax
 
 from clp_jax import weighting as weighting_lib
-from clp_jax.errors import unknown_name
+from clp_jax.errors import divisors, listed, unknown_name
 from clp_jax.models.decoding import Decoding
 from clp_jax.optimizers import adafactor
 from clp_jax.rewards.base import RewardStack
@@ -64,10 +64,9 @@ class DatasetConfig:
         if self.num_shards is not None:
             check_whole_number("DATA_SHARDS", self.num_shards, 1)
             if self.batch_size % self.num_shards:
-                size, number = self.batch_size, self.num_shards
                 raise ValueError(
-                    f"DATA_SHARDS={number} must divide the batch of {size}; it may be "
-                    f"{', '.join(str(d) for d in range(1, size + 1) if size % d == 0)}"
+                    f"DATA_SHARDS={self.num_shards} must divide the batch of {self.batch_size}; "
+                    f"it may be {listed(divisors(self.batch_size))}"
                 )
         if set(self.task_feature_lengths) != {"inputs", "targets"}:
             raise ValueError(
@@ -324,7 +323,7 @@ class Run:
         if k < 1 or batch_size % k:
             raise ValueError(
                 f"WEIGHTINGS_PER_BATCH={k} must divide BATCH_SIZE={batch_size}; it may be "
-                f"{', '.join(str(d) for d in range(1, batch_size + 1) if batch_size % d == 0)}"
+                f"{listed(divisors(batch_size))}"
             )
         for name, least in (("total_steps", 1), ("eval_period", 0), ("stats_period", 1)):
             check_whole_number(name, getattr(self, name), least)

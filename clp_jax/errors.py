@@ -1,7 +1,7 @@
 """Error messages (the bad value, where it came from, what is valid), and the end of a run."""
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 # The exit status of a run that the same command continues: EX_TEMPFAIL of sysexits.h.
 RETRY = 75
@@ -28,3 +28,16 @@ def unknown_name(kind: str, name: str, valid: Iterable[str], source: str = "") -
     where = f" (from {source})" if source else ""
     hint = f"nearest: {', '.join(nearest)}" if nearest else "none is defined"
     return f"unknown {kind} {name!r}{where}; {hint}"
+
+
+def divisors(number: int) -> list[int]:
+    """What divides `number`, in order."""
+    return [n for n in range(1, number + 1) if number % n == 0]
+
+
+def listed(numbers: Sequence[int], last: str = "") -> str:
+    """The different ones of `numbers`, with commas, and with the word `last` before the last."""
+    words = [str(n) for n in dict.fromkeys(numbers)]
+    if not last or len(words) < 2:
+        return ", ".join(words)
+    return f"{', '.join(words[:-1])} {last} {words[-1]}"

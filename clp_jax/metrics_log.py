@@ -5,7 +5,7 @@ import pathlib
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import jax
 import numpy as np
@@ -15,8 +15,8 @@ from clu import metric_writers
 _SHOWN = ("rewards/", "objective/", "rollout/length", "loss/cross_entropy", "accuracy")
 
 
-class Log(Protocol):
-    """Where a run's metrics go."""
+class Log:
+    """Where a run's metrics go; this one drops them, as all processes but the first do."""
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
         """Takes scalars; names are paths such as 'rewards/rouge'."""
@@ -30,21 +30,10 @@ class Log(Protocol):
 
 def opened(directory: pathlib.Path, step: int = 0) -> Log:
     """A `MetricsLog`; of several processes, only the first one writes."""
-    return MetricsLog(directory, step) if jax.process_index() == 0 else _NoLog()
+    return MetricsLog(directory, step) if jax.process_index() == 0 else Log()
 
 
-class _NoLog:
-    def scalars(self, step: int, values: Mapping[str, float]) -> None:
-        pass
-
-    def samples(self, step: int, rows: Sequence[Mapping[str, Any]]) -> None:
-        pass
-
-    def close(self) -> None:
-        pass
-
-
-class MetricsLog:
+class MetricsLog(Log):
     """Writes scalars and sample completions of one run.
 
     Args:

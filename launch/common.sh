@@ -47,6 +47,50 @@ run() {
   [[ $dry_run ]] || "$@"
 }
 
+# Sets the variable of each flag among its arguments, action, and training to what stands behind --.
+# The script names its flags in value_flags (--flag=value) and switches (--flag).
+read_flags() {
+  local argument flag
+  while (($#)); do
+    argument=$1
+    shift
+    flag=${argument%%=*}
+    flag=${flag#--}
+    case $argument in
+      --status | --delete) action=$flag ;;
+      --help)
+        usage
+        exit
+        ;;
+      --)
+        training=("$@")
+        return
+        ;;
+      --*=*)
+        is_one_of "$flag" "${value_flags[@]}" || unknown_argument "$argument"
+        printf -v "$flag" %s "${argument#*=}"
+        ;;
+      *)
+        is_one_of "$argument" "${switches[@]/#/--}" || unknown_argument "$argument"
+        printf -v "$flag" yes
+        ;;
+    esac
+  done
+}
+
+# is_one_of WORD KNOWN...
+is_one_of() {
+  local known
+  for known in "${@:2}"; do
+    [[ $known != "$1" ]] || return 0
+  done
+  return 1
+}
+
+unknown_argument() {
+  die "unknown argument $1; --help lists the flags, and -- stands in front of the training's"
+}
+
 # Sets chips, hosts and chips_per_host of $topology. Up to eight chips sit in one host, four in each
 # host of a larger slice.
 read_topology() {

@@ -34,32 +34,9 @@ HELP
 name="" image="" bucket="" topology=4x4 spot="" service_account=default namespace=default
 max_retries=5 dry_run="" action=train training=()
 
-while (($#)); do
-  case $1 in
-    --name=*) name=${1#*=} ;;
-    --image=*) image=${1#*=} ;;
-    --bucket=*) bucket=${1#*=} ;;
-    --topology=*) topology=${1#*=} ;;
-    --spot) spot=yes ;;
-    --service_account=*) service_account=${1#*=} ;;
-    --namespace=*) namespace=${1#*=} ;;
-    --max_retries=*) max_retries=${1#*=} ;;
-    --dry_run) dry_run=yes ;;
-    --status) action=status ;;
-    --delete) action=delete ;;
-    --help)
-      usage
-      exit
-      ;;
-    --)
-      shift
-      training=("$@")
-      break
-      ;;
-    *) die "unknown argument $1; --help lists the flags, and -- stands in front of the training's" ;;
-  esac
-  shift
-done
+value_flags=(name image bucket topology service_account namespace max_retries)
+switches=(spot dry_run)
+read_flags "$@"
 
 check_name
 case $action in

@@ -42,39 +42,12 @@ name="" project="" zone="" bucket="" topology=4x4 spot="" service_account="" rev
 skip_plan="" max_retries=5 max_preemptions=50 max_wait_minutes=1440 poll_seconds=60 keep=""
 dry_run="" action=train training=()
 
-while (($#)); do
-  case $1 in
-    --name=*) name=${1#*=} ;;
-    --project=*) project=${1#*=} ;;
-    --zone=*) zone=${1#*=} ;;
-    --bucket=*) bucket=${1#*=} ;;
-    --topology=*) topology=${1#*=} ;;
-    --spot) spot=yes ;;
-    --service_account=*) service_account=${1#*=} ;;
-    --revision=*) revision=${1#*=} ;;
-    --git_url=*) git_url=${1#*=} ;;
-    --skip_plan) skip_plan=yes ;;
-    --max_retries=*) max_retries=${1#*=} ;;
-    --max_preemptions=*) max_preemptions=${1#*=} ;;
-    --max_wait_minutes=*) max_wait_minutes=${1#*=} ;;
-    --poll_seconds=*) poll_seconds=${1#*=} ;;
-    --keep) keep=yes ;;
-    --dry_run) dry_run=yes ;;
-    --status) action=status ;;
-    --delete) action=delete ;;
-    --help)
-      usage
-      exit
-      ;;
-    --)
-      shift
-      training=("$@")
-      break
-      ;;
-    *) die "unknown argument $1; --help lists the flags, and -- stands in front of the training's" ;;
-  esac
-  shift
-done
+value_flags=(
+  name project zone bucket topology service_account revision git_url max_retries max_preemptions
+  max_wait_minutes poll_seconds
+)
+switches=(spot skip_plan keep dry_run)
+read_flags "$@"
 
 check_name
 require project "$project"

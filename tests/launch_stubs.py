@@ -9,6 +9,7 @@ import sys
 import smoke
 
 LAUNCH = smoke.ROOT / "launch"
+SLICE = ("--name=run-1", "--project=proj", "--zone=us-west4-a", "--bucket=gs://buck")
 GIN = ("--gin_file=gin/clp_attn.gin", "--gin_file=gin/briefs.gin")
 AWKWARD = (
     "--gin.REWARDS=('rouge', 'a  b')", '--gin.TEXT="it\'s $HOME `date` \\ & ; *"', "", "two\nlines",

@@ -13,6 +13,7 @@ from clu.data import dataset_iterator
 
 from clp_jax.config import DatasetConfig
 from clp_jax.data import tasks
+from clp_jax.errors import divisors, listed
 from clp_jax.hosts import Rows
 from clp_jax.models.partitioning import Placement
 
@@ -83,11 +84,10 @@ def shared(config: DatasetConfig, seed: int, place: Placement) -> "Batches":
 def check_shards(count: int | None, readers: int) -> None:
     """Raises ValueError unless that many parts of the data can be shared by that many hosts."""
     if count is not None and count % readers:
-        valid = ", ".join(str(n) for n in range(1, count + 1) if count % n == 0)
         raise ValueError(
             f"the data are read in DATA_SHARDS={count} parts, which {readers} hosts cannot share "
-            f"equally; {count} parts can be shared by {valid} hosts, and {readers} hosts can share "
-            f"{readers}, {2 * readers}, {3 * readers}, ... parts"
+            f"equally; {count} parts can be shared by {listed(divisors(count))} hosts, and "
+            f"{readers} hosts can share {readers}, {2 * readers}, {3 * readers}, ... parts"
         )
 
 

@@ -20,6 +20,8 @@ from flax.linen import partitioning as flax_partitioning
 from jax.experimental import mesh_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec, Sharding
 
+from clp_jax.errors import divisors, listed
+
 Tree = Any
 Path = tuple[str, ...]
 Rules = tuple[tuple[str, str | None], ...]
@@ -108,7 +110,7 @@ def mesh(num_partitions: int, devices: Sequence[jax.Device] | None = None) -> Me
     if num_partitions < 1 or count % num_partitions:
         raise ValueError(
             f"NUM_PARTITIONS={num_partitions} must divide the number of devices, {count}; it may "
-            f"be {_listed(_divisors(count))}"
+            f"be {listed(divisors(count))}"
         )
     shape = (count // num_partitions, num_partitions)
     # An axis need not be one of a slice's own: 2 x 16 on 4 x 8 chips.
@@ -215,11 +217,11 @@ class Placement:
             return
         devices, cut = self.mesh.size, self.mesh.shape[MODEL]
         sizes = [size // self.shares * self.shares, -(-size // self.shares) * self.shares]
-        cuts = [n for n in _divisors(devices) if size % (devices // n) == 0]
+        cuts = [n for n in divisors(devices) if size % (devices // n) == 0]
         raise ValueError(
             f"{name}={size} cannot be shared equally by {self.shares} (the {devices} devices / "
-            f"NUM_PARTITIONS={cut}); {name} may be {_listed([n for n in sizes if n], 'or')}, "
-            f"or NUM_PARTITIONS {_listed(cuts, 'or')}"
+            f"NUM_PARTITIONS={cut}); {name} may be {listed([n for n in sizes if n], 'or')}, "
+            f"or NUM_PARTITIONS {listed(cuts, 'or')}"
         )
 
     def check_network(self, module: nn.Module, what: str) -> None:
@@ -247,10 +249,10 @@ class Placement:
                     f"{where} {self.shares} devices cannot share equally, as FULLY_SHARDED=True "
                     "wants; FULLY_SHARDED=False does not cut it"
                 )
-            cuts = [n for n in _divisors(self.mesh.size) if self._cuts(sizes, n)]
+            cuts = [n for n in divisors(self.mesh.size) if self._cuts(sizes, n)]
             raise ValueError(
                 f"{where} NUM_PARTITIONS={self.mesh.shape[MODEL]} does not divide; of "
-                f"{self.mesh.size} devices, NUM_PARTITIONS may be {_listed(cuts, 'or')}"
+                f"{self.mesh.size} devices, NUM_PARTITIONS may be {listed(cuts, 'or')}"
             )
 
     def _cuts(self, sizes: Any, num_partitions: int) -> bool:
@@ -289,14 +291,3 @@ def local_rows(array: jax.Array) -> np.ndarray:
         return np.asarray(jax.device_get(array))
     pieces = {shard.index[0].start or 0: shard.data for shard in array.addressable_shards}
     return np.concatenate([np.asarray(pieces[start]) for start in sorted(pieces)])
-
-
-def _divisors(number: int) -> list[int]:
-    return [n for n in range(1, number + 1) if number % n == 0]
-
-
-def _listed(numbers: Sequence[int], last: str = "") -> str:
-    words = [str(n) for n in dict.fromkeys(numbers)]
-    if not last or len(words) < 2:
-        return ", ".join(words)
-    return f"{', '.join(words[:-1])} {last} {words[-1]}"

@@ -7,6 +7,7 @@ from typing import Any
 from clp_jax import states
 from clp_jax.baselines.rewarded_soup import expert_runs
 from clp_jax.config import Run
+from clp_jax.errors import divisors
 from clp_jax.models.partitioning import Placement
 from clp_jax.planning import estimate, memory, programs, topology
 
@@ -215,7 +216,7 @@ def cuts(run: Run, chips: int) -> Iterator[Run]:
 
     The cut that communicates least comes first.
     """
-    for number in (n for n in range(1, chips + 1) if chips % n == 0):
+    for number in divisors(chips):
         for fully_sharded in (False, True) if number < chips else (False,):
             yield dataclasses.replace(run, num_partitions=number, fully_sharded=fully_sharded)
 
