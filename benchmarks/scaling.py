@@ -156,8 +156,8 @@ def planned(setting: Setting, candidate, full: bool) -> list[dict]:
 def table(rows: list[dict]) -> str:
     """The rows as Markdown."""
     header = (
-        "policy", "rewards", "S", "m", "slice", "chips", "data x model", "arrays, GiB", "all, GiB",
-        "fits", "s per step",
+        "policy", "rewards", "S", "m", "slice", "chips", "data x model", "layers compiled",
+        "arrays, GiB", "all, GiB", "fits", "s per step",
     )  # fmt: skip
     lines = [f"| {' | '.join(header)} |", "|---" * len(header) + "|"]
 
@@ -169,12 +169,13 @@ def table(rows: list[dict]) -> str:
         cut = row.get("num_partitions")
         shape = f"{chips(row) // cut} x {cut}" if cut else "none"
         shape += ", fully sharded" if row.get("fully_sharded") else ""
+        layers = "all" if row["layers"] == "full" else " and ".join(f"{n} + {n}" for n in DEPTHS)
         figures = [f"{row[name] / GIB:.2f}" if name in row else "" for name in ("arrays", "peak")]
         seconds = f"{row['seconds']:.3f}" if row["fits"] else ""
         lines.append(
             f"| {row['policy']} | {row['reward']} | {row['subset']} | {row['objectives']} | "
-            f"{row['topology']} | {chips(row)} | {shape} | {figures[0]} | {figures[1]} | "
-            f"{'yes' if row['fits'] else 'no'} | {seconds} |"
+            f"{row['topology']} | {chips(row)} | {shape} | {layers} | {figures[0]} | "
+            f"{figures[1]} | {'yes' if row['fits'] else 'no'} | {seconds} |"
         )
     return "\n".join(lines)
 
@@ -204,12 +205,12 @@ def main(argv: list[str]) -> None:
 
     topology.prepare()
     fields = [field.name for field in dataclasses.fields(Setting)]
-    done = {tuple(row[name] for name in fields) for row in rows}
+    done = {(*(row[name] for name in fields), row["layers"]) for row in rows}
     for setting in list(dict.fromkeys(settings()))[: flags.first]:
-        if dataclasses.astuple(setting) in done:
+        if (*dataclasses.astuple(setting), flags.layers) in done:
             continue
         print(setting, file=sys.stderr)
-        row = measured(setting, flags.layers == "full")
+        row = {"layers": flags.layers, **measured(setting, flags.layers == "full")}
         with path.open("a") as file:
             file.write(json.dumps(row) + "\n")
 

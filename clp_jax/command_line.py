@@ -14,6 +14,8 @@ from clp_jax.gin_config import ConfigError
 
 CONFIG = "config.gin"
 OPERATIVE_CONFIG = "operative_config.gin"
+# What settings and files that are wrong raise.
+SETTINGS_ERRORS = (ValueError, OSError, ImportError)
 
 
 @contextlib.contextmanager
@@ -29,7 +31,7 @@ def errors(program: str, *kinds: type[Exception]) -> Iterator[None]:
     from clp_jax.rewards.host import RewardError
 
     accelerators.look_for_none_in_vain()
-    caught = kinds or (ValueError, OSError, ImportError, RewardError)
+    caught = kinds or (*SETTINGS_ERRORS, RewardError)
     try:
         yield
     except Preempted as stopped:
@@ -109,12 +111,13 @@ def saved_run(model_dir: str):
     return gin_config.configured_run()
 
 
-def claim_model_dir(model_dir: str, may_change: Collection[str] = ()) -> None:
+def claim_model_dir(model_dir: str, may_change: Collection[str] = (), write: bool = True) -> None:
     """Writes config.gin, or checks that the one there says the same.
 
     Args:
       model_dir: the run's directory; made if missing.
       may_change: see `gin_config.config_differences`.
+      write: False to check only.
 
     Raises:
       ConfigError: the directory belongs to a run with other settings; names them.
@@ -131,6 +134,8 @@ def claim_model_dir(model_dir: str, may_change: Collection[str] = ()) -> None:
                 + "\n  ".join(differences)
                 + "\nChoose another MODEL_DIR, or remove that one."
             )
+    if not write:
+        return
     folder.mkdir(parents=True, exist_ok=True)
     for file_name, text in ((CONFIG, config), (OPERATIVE_CONFIG, gin.operative_config_str())):
         partial = folder / f".{file_name}.partial"

@@ -325,6 +325,13 @@ class Run:
                 f"WEIGHTINGS_PER_BATCH={k} must divide BATCH_SIZE={batch_size}; it may be "
                 f"{listed(divisors(batch_size))}"
             )
+        shards, sft_batch_size = self.train_dataset_cfg.num_shards, self.sft.batch_size
+        if self.sft.steps and shards and sft_batch_size % shards:
+            both = divisors(math.gcd(batch_size, sft_batch_size))
+            raise ValueError(
+                f"DATA_SHARDS={shards} must divide SFT_BATCH_SIZE={sft_batch_size} too; it may be "
+                f"{listed(both)}"
+            )
         for name, least in (("total_steps", 1), ("eval_period", 0), ("stats_period", 1)):
             check_whole_number(name, getattr(self, name), least)
         check_whole_number("random_seed", self.random_seed, 0)

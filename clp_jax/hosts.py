@@ -4,6 +4,7 @@ With one process everything here is what it would be without it.
 """
 
 import contextlib
+import functools
 import os
 import sys
 import traceback
@@ -11,12 +12,13 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TypeVar
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import serialization
 from jax.experimental import multihost_utils
-from jax.sharding import NamedSharding
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from clp_jax.errors import RETRY, Preempted
+from clp_jax.errors import RETRY, Preempted, divisors, listed
 from clp_jax.metrics_log import say
 from clp_jax.rewards.host import RewardError
 
@@ -145,10 +147,13 @@ class Rows:
         readers = sorted({tuple(sorted(rows)) for rows in self._of_process.values()})
         if sum(map(len, readers)) != size:
             counts = ", ".join(str(len(rows)) for rows in self._of_process.values())
+            total, own = len(where), len(where) // len(self._of_process)
+            cuts = [n for n in divisors(total) if own % n == 0 or n % own == 0]
             raise ValueError(
                 f"the {size} rows of a batch are cut across processes (they hold {counts} rows, "
                 f"some of them partly, over the mesh {dict(sharding.mesh.shape)}): "
-                "NUM_PARTITIONS must divide the number of devices of a process, or be a multiple"
+                "NUM_PARTITIONS must divide the number of devices of a process, or be a multiple: "
+                f"with {own} of {total} devices in each process, {listed(cuts, 'or')}"
             )
         mine = tuple(sorted(self._of_process[jax.process_index()]))
         self.indices = np.array(mine)
@@ -192,38 +197,53 @@ def everywhere(tree: Tree) -> Tree:
     return multihost_utils.process_allgather(tree, tiled=True)
 
 
-def all_or_none(function: Callable[[], T]) -> T:
+def all_or_none(
+    function: Callable[[], T], kinds: tuple[type[Exception], ...] = (RewardError,)
+) -> T:
     """What `function` returns, if it does on every process.
 
+    Args:
+      function: called on each.
+      kinds: of errors that all processes end with.
+
     Raises:
-      RewardError: it raised one, here or on another process; so on all of them.
+      Exception: one of `kinds`, which it raised here.
+      RewardError: it raised one of `kinds` on another process and not here.
     """
     result, error = None, None
     try:
         result = function()
-    except RewardError as raised:
+    except kinds as raised:
         error = raised
     if jax.process_count() > 1:
         failed = multihost_utils.process_allgather(np.array(error is not None))
         if error is None and failed.any():
             which = ", ".join(map(str, np.flatnonzero(failed)))
-            raise RewardError(f"a reward failed on process {which}; its log says how")
+            raise RewardError(f"process {which} failed; its log says how")
     if error is not None:
         raise error
     return result  # type: ignore[return-value]
 
 
-def agreed(value: bool) -> bool:
-    """What process 0 says."""
+def unanimous(value: bool) -> bool:
+    """Whether every process says so."""
     if jax.process_count() == 1:
         return value
-    return bool(multihost_utils.broadcast_one_to_all(np.array(value)))
+    return bool(multihost_utils.process_allgather(np.array(value)).all())
 
 
-def wait(what: str) -> None:
-    """Until every process is here."""
-    if jax.process_count() > 1:
-        multihost_utils.sync_global_devices(what)
+def any_of(value: bool) -> jax.Array:
+    """Whether some process says so, bool []; dispatched, and not waited for."""
+    each, reduced = _over_all_devices()
+    said = np.full(jax.local_device_count(), value)
+    return reduced(jax.make_array_from_process_local_data(each, said))
+
+
+@functools.cache
+def _over_all_devices() -> tuple[NamedSharding, Callable[[jax.Array], jax.Array]]:
+    mesh = Mesh(np.array(jax.devices()), ("device",))
+    whole = NamedSharding(mesh, PartitionSpec())
+    return NamedSharding(mesh, PartitionSpec("device")), jax.jit(jnp.any, out_shardings=whole)
 
 
 def merged(position: Mapping[str, Any]) -> dict[str, Any]:

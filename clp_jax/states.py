@@ -11,6 +11,7 @@ import jax.numpy as jnp
 
 from clp_jax import train_step as clp_step
 from clp_jax.config import Run
+from clp_jax.errors import divisors, listed
 from clp_jax.models.partitioning import Placement
 from clp_jax.train_step import TrainState
 
@@ -22,23 +23,46 @@ def placement(run: Run, *, training: bool = True) -> Placement:
 
     Args:
       run: the configuration.
-      training: False for what is done with a trained run, maybe elsewhere: where there are too few
-        devices for its NUM_PARTITIONS, as many as can be had.
+      training: False for what is done with a trained run, maybe elsewhere: over as many of the
+        devices as its NUM_PARTITIONS and EVAL_BATCH_SIZE can use.
 
     Raises:
       ValueError: devices, network and batches do not divide; names what would.
     """
-    count = run.num_partitions
     if not training:
-        count = math.gcd(count, jax.device_count())
-    place = Placement.over(num_partitions=count, fully_sharded=run.fully_sharded)
-    if training:
-        check_placement(run, place)
+        devices = jax.devices()
+        count = math.gcd(run.num_partitions, len(devices))
+        shares = math.gcd(len(devices) // count, run.infer_eval_dataset_cfg.batch_size)
+        # What EVAL_BATCH_SIZE was made for had a number of devices that this machine may not have.
+        return Placement.over(devices[: shares * count], count, run.fully_sharded)
+    place = Placement.over(num_partitions=run.num_partitions, fully_sharded=run.fully_sharded)
+    check_placement(run, place)
     return place
 
 
 def check_placement(run: Run, place: Placement) -> None:
-    """Raises ValueError unless a run's networks and batches can be cut so; names what could."""
+    """Raises ValueError unless a run's network and batches can be cut so; names what could."""
+    try:
+        _check_placement(run, place)
+    except ValueError as error:
+        size = place.mesh.size
+        fits = [n for n in divisors(size) if _can_be_placed(run, place.recut(n))]
+        whole = f"NUM_PARTITIONS={listed(fits, 'or')} divides" if fits else "none divides"
+        raise ValueError(
+            f"{error}. Of all NUM_PARTITIONS over {size} devices, {whole} the network and all "
+            "batches of this run"
+        ) from None
+
+
+def _can_be_placed(run: Run, place: Placement) -> bool:
+    try:
+        _check_placement(run, place)
+    except ValueError:
+        return False
+    return True
+
+
+def _check_placement(run: Run, place: Placement) -> None:
     place.check_network(run.model.module, "the policy")
     place.check_batch("BATCH_SIZE", run.train_dataset_cfg.batch_size)
     place.check_batch("EVAL_BATCH_SIZE", run.infer_eval_dataset_cfg.batch_size)

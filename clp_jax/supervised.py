@@ -43,7 +43,7 @@ def finetune(run: Run, place: Placement, stop: loop.Stop | None = None) -> Param
     folder = pathlib.Path(run.model_dir)
     config = dataclasses.replace(run.train_dataset_cfg, batch_size=run.sft.batch_size)
     batches = shared(config, run.random_seed, place)
-    saved = RunCheckpoints(folder / "sft" / "checkpoints", run.checkpoint_cfg.save)
+    saved = RunCheckpoints(checkpoint_folder(run), run.checkpoint_cfg.save)
     step = SupervisedStep(run, place)
     state = step.first_state()
     first_step = saved.latest_step() or 0
@@ -68,6 +68,11 @@ def finetune(run: Run, place: Placement, stop: loop.Stop | None = None) -> Param
     saved.close()
     checkpoints.save_params(folder / checkpoints.REFERENCE, state["params"])
     return state["params"]
+
+
+def checkpoint_folder(run: Run) -> pathlib.Path:
+    """Where the checkpoints of a run's supervised finetuning are."""
+    return pathlib.Path(run.model_dir, "sft", "checkpoints")
 
 
 class SupervisedStep:

@@ -8,7 +8,7 @@ is the last one; it is saved, and the exit status is 75, for whoever started it 
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -51,14 +51,16 @@ def main(argv: Sequence[str]) -> None:
         from clp_jax import hosts, training
         from clp_jax.rewards.host import RewardError
 
-        training.check(run)
+        def check(function: Callable[[], None]) -> None:
+            """What one process finds wrong ends all of them."""
+            hosts.all_or_none(function, (*command_line.SETTINGS_ERRORS, RewardError))
+
+        check(lambda: training.check(run))
         if flags.dry_run:
             training.dry_run(run)
             return
-        if hosts.is_main():
-            command_line.claim_model_dir(run.model_dir)
-        hosts.wait("MODEL_DIR")
-        training.check_checkpoint(run)
+        check(lambda: command_line.claim_model_dir(run.model_dir, write=hosts.is_main()))
+        check(lambda: training.check_checkpoint(run))
     # From here on only a reward's failure is the user's to mend; all else shows its traceback.
     with command_line.errors("clp_jax.train", RewardError), hosts.ending_together("clp_jax.train"):
         training.train(run)

@@ -90,14 +90,23 @@ def check_checkpoint(run: Run) -> None:
 
     That is one of another m, S or model size, or with data in parts that these hosts cannot share.
     """
-    rows = Rows(states.placement(run).batch, run.train_dataset_cfg.batch_size)
+    place = states.placement(run)
     for each in expert_runs(run) if run.model.rewarded_soup else [run]:
         saved = RunCheckpoints(restoring.checkpoint_folder(each.model_dir))
         if saved.latest_step() is not None:
             saved.check(states.state_shapes(each))
-            parts = batches_lib.shard_count(saved.position_names())
-            batches_lib.check_shards(parts, rows.shares)
-        saved.close()
+        _check_position(saved, place, run.train_dataset_cfg.batch_size)
+    if run.sft.steps and not restoring.has_reference(run):
+        saved = RunCheckpoints(supervised.checkpoint_folder(run))
+        _check_position(saved, place, run.sft.batch_size)
+
+
+def _check_position(saved: RunCheckpoints, place: Placement, batch_size: int) -> None:
+    """Raises ValueError if the data of the last checkpoint, if any, cannot be shared by hosts."""
+    if saved.latest_step() is not None:
+        parts = batches_lib.shard_count(saved.position_names())
+        batches_lib.check_shards(parts, Rows(place.batch, batch_size).shares)
+    saved.close()
 
 
 def dry_run(run: Run) -> None:
@@ -128,12 +137,12 @@ def train(run: Run) -> None:
             say(f"expert of {name}: {expert_run.total_steps} of {run.total_steps} steps")
             _train(expert_run, reference, place, preemption, evaluate=False)
         folder = _evaluation_folder(run, run.total_steps)
-        if not (folder / report.VALUES).is_file():
+        if not hosts.unanimous((folder / report.VALUES).is_file()):
             policy, step = restoring.restore_policy(run)
             name = f"step {step}"
-            report.write(
-                sweep.sweep(policy, run, folder=folder, name=name, stop=preemption), folder
-            )
+            result = sweep.sweep(policy, run, folder=folder, name=name, stop=preemption)
+            if hosts.is_main():
+                report.write(result, folder)
 
 
 def _train(
@@ -242,7 +251,7 @@ class Evaluation:
         period, last = self._run.eval_period, self._run.total_steps
         due = step == last or (period > 0 and step % period == 0)
         done = due and (_evaluation_folder(self._run, step) / report.VALUES).is_file()
-        return due and not hosts.agreed(done)
+        return due and not hosts.unanimous(done)
 
 
 def load_reference(
@@ -258,7 +267,7 @@ def load_reference(
       stop: see `loop.train`.
     """
     place = place or states.placement(run)
-    if hosts.agreed(restoring.has_reference(run)):
+    if hosts.unanimous(restoring.has_reference(run)):
         return restoring.restore_reference(run, place)
     if run.checkpoint_cfg.restore.path:
         shapes = states.reference_shapes(run, place)

@@ -11,7 +11,7 @@ set -euo pipefail
 
 checkout=$HOME/clp-jax
 environment=$HOME/clp-jax-environment
-# Of the run: lock, supervisor, pid, log, exit_code. Whoever holds the lock is training.
+# Of the run: prepared, lock, supervisor, pid, log, exit_code. Whoever holds the lock is training.
 run=$HOME/clp-jax-run
 mount=${CLP_JAX_MOUNT:-/gcs}
 mkdir -p "$run"
@@ -89,8 +89,9 @@ supervise() {
 train() {
   local shown=20
   exec 9>>"$run/lock"
-  if flock --nonblock 9; then
-    rm -f "$run/exit_code" "$run/pid"
+  # One that has ended while the connection was lost is not begun again.
+  if [[ -e $run/prepared ]] && flock --nonblock 9; then
+    rm -f "$run/prepared" "$run/exit_code" "$run/pid"
     : >"$run/log"
     shown=+1
     setsid bash "$0" supervise "$@" </dev/null >>"$run/log" 2>&1 &
@@ -107,6 +108,7 @@ case $1 in
     stop
     install_code "${@:3}"
     mount_bucket "$2"
+    touch "$run/prepared"
     ;;
   train) train "${@:2}" ;;
   supervise) supervise "${@:2}" ;;

@@ -1,6 +1,7 @@
 """Runs at smoke scale, shared by the tests of the commands."""
 
 import json
+import os
 import pathlib
 import subprocess
 import sys
@@ -8,6 +9,9 @@ import sys
 from clp_jax import command_line
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
+# Without what conftest.py sets for programs that compile fast and run slowly.
+FOR_TESTS = ("XLA_FLAGS", "JAX_DISABLE_MOST_OPTIMIZATIONS")
+AS_USERS = {name: value for name, value in os.environ.items() if name not in FOR_TESTS}
 FILES = ["gin/clp_attn.gin", "gin/briefs.gin", "gin/smoke.gin"]
 
 

@@ -237,6 +237,13 @@ def test_what_the_devices_cannot_share_is_refused(tmp_path, capsys, binding, mes
     assert message in capsys.readouterr().err
 
 
+def test_supervised_finetuning_reads_as_many_parts(tmp_path):
+    message = "DATA_SHARDS=4 must divide SFT_BATCH_SIZE=6 too; it may be 1, 2\n"
+    with pytest.raises(ValueError, match=message):
+        smoke.configured(tmp_path, "DATA_SHARDS=4", "SFT_BATCH_SIZE=6")
+    smoke.configured(tmp_path, "DATA_SHARDS=4", "SFT_BATCH_SIZE=6", "SFT_STEPS=0")
+
+
 def test_paper_learning_rates():
     from clp_jax.gin_config import gin
 

@@ -30,6 +30,8 @@ def host(tmp_path):
     (home / "clp-jax").mkdir(parents=True)
     trainer = home / "clp-jax-environment/bin/python"
     trainer.parent.mkdir(parents=True)
+    (home / "clp-jax-run").mkdir()
+    (home / "clp-jax-run/prepared").touch()
     trainer.write_text(TRAINER.format(python=sys.executable, folder=str(host.folder)))
     trainer.chmod(0o755)
     (host.folder / "answers").write_text("[]")
@@ -51,6 +53,13 @@ def start(host, *arguments):
         env=host.environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT, text=True, cwd=host.folder, start_new_session=True,
     )  # fmt: skip
+
+
+def prepare(host):
+    """The code, packed, is installed on the host."""
+    packed = host.folder / "home/code.tar.gz"
+    subprocess.run(["tar", "-czf", packed, "-C", smoke.ROOT, "launch/common.sh"], check=True)
+    return host.run("tpu_vm_worker.sh", "prepare", "buck", "archive", "code.tar.gz")
 
 
 def wait_until(true):
@@ -97,21 +106,23 @@ def test_a_lost_connection_does_not_end_the_training(host):
     assert len(started(host)) == 1
 
 
-def test_a_run_that_has_ended_is_started_anew(host):
-    for code in ("75", "0"):
+def test_a_run_that_has_ended_is_started_anew_once_the_host_was_prepared(host):
+    for number, code in enumerate(("75", "0"), 1):
         (host.folder / "end").write_text(code)
+        assert prepare(host).returncode == 0
         done = host.run("tpu_vm_worker.sh", "train", "run-1")
         assert done.returncode == int(code)
         assert done.stdout.count("clp_jax.train") == 1
-    assert len(started(host)) == 2
+        # A connection that was lost in the last moment makes gcloud call again.
+        again = host.run("tpu_vm_worker.sh", "train", "run-1")
+        assert again.returncode == int(code)
+        assert len(started(host)) == number
 
 
 def test_preparing_stops_what_trains_installs_and_mounts(host):
     first = start(host, "train", "run-1")
     wait_until(lambda: started(host))
-    packed = host.folder / "home/code.tar.gz"
-    subprocess.run(["tar", "-czf", packed, "-C", smoke.ROOT, "launch/common.sh"], check=True)
-    done = host.run("tpu_vm_worker.sh", "prepare", "buck", "archive", "code.tar.gz")
+    done = prepare(host)
     assert done.returncode == 0, done.stderr
     output, _ = first.communicate(timeout=30)
     assert first.returncode == 75
@@ -131,15 +142,11 @@ def test_preparing_stops_what_trains_installs_and_mounts(host):
 
 def test_a_mounted_bucket_is_not_mounted_again(host):
     host.answer("findmnt", "buck")
-    packed = host.folder / "home/code.tar.gz"
-    subprocess.run(["tar", "-czf", packed, "-C", smoke.ROOT, "launch/common.sh"], check=True)
-    assert host.run("tpu_vm_worker.sh", "prepare", "buck", "archive", "code.tar.gz").returncode == 0
+    assert prepare(host).returncode == 0
     assert [call[0] for call in host.calls] == ["python3"] * 3 + ["findmnt"]
 
 
 def test_an_installation_that_fails_is_told(host):
     host.answer("uv pip install", 1)
-    packed = host.folder / "home/code.tar.gz"
-    subprocess.run(["tar", "-czf", packed, "-C", smoke.ROOT, "launch/common.sh"], check=True)
-    assert host.run("tpu_vm_worker.sh", "prepare", "buck", "archive", "code.tar.gz").returncode != 0
+    assert prepare(host).returncode != 0
     assert host.calls[-1][:4] == ["python3", "-m", "uv", "pip"]

@@ -1,7 +1,5 @@
 """Logical axes of φ and of optimizer states are those of the parameters they are made of."""
 
-import types
-
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -9,8 +7,9 @@ import optax
 import pytest
 from flax import traverse_util
 from jax.sharding import PartitionSpec
+from plan_runs import ROUGE, SHALLOW, TWO, over, planned_run
 
-from clp_jax import optimizers, subset
+from clp_jax import optimizers, states, subset
 from clp_jax.conditioning import init_clp_params
 from clp_jax.models import partitioning
 
@@ -70,14 +69,6 @@ def test_a_network_without_axis_names_is_refused():
         partitioning.parameter_axes(Plain())
 
 
-def placement(data, model, fully_sharded=False):
-    """What `Placement` knows of a mesh, without the devices."""
-    shape = {"data": data, "model": model}
-    mesh = types.SimpleNamespace(shape=shape, size=data * model)
-    rules = partitioning._FULLY_SHARDED if fully_sharded else partitioning._RULES
-    return partitioning.Placement(mesh, rules)
-
-
 @pytest.mark.parametrize(
     ("shape", "size", "message"),
     [
@@ -97,21 +88,21 @@ def placement(data, model, fully_sharded=False):
 )
 def test_a_batch_that_cannot_be_shared(shape, size, message):
     with pytest.raises(ValueError, match=message):
-        placement(*shape).check_batch("BATCH_SIZE", size)
-    placement(*shape).check_batch("BATCH_SIZE", 16)
+        over(*shape).check_batch("BATCH_SIZE", size)
+    over(*shape).check_batch("BATCH_SIZE", 16)
 
 
 def test_a_network_that_cannot_be_cut(module):
-    placement(4, 2).check_network(module, "the policy")
+    over(4, 2).check_network(module, "the policy")
     message = (
         "the policy: axis 'heads' of num_heads has length 2, which NUM_PARTITIONS=4 does not "
         "divide; of 8 devices, NUM_PARTITIONS may be 1 or 2"
     )
     with pytest.raises(ValueError, match=message):
-        placement(2, 4).check_network(module, "the policy")
+        over(2, 4).check_network(module, "the policy")
     message = "axis 'embed' of .* has length 16, which 3 devices cannot share .*FULLY_SHARDED=False"
     with pytest.raises(ValueError, match=message):
-        placement(3, 1, fully_sharded=True).check_network(module, "the policy")
+        over(3, 1, fully_sharded=True).check_network(module, "the policy")
 
 
 @pytest.mark.parametrize("number", [0, 2])
@@ -119,3 +110,37 @@ def test_a_model_axis_that_does_not_divide_the_devices(number):
     message = f"NUM_PARTITIONS={number} must divide the number of devices, 1; it may be 1"
     with pytest.raises(ValueError, match=message):
         partitioning.mesh(number)
+
+
+def test_what_suits_the_whole_run_is_named():
+    """12 heads and batches of 32 over 64 chips: each allows what the other forbids."""
+    run = planned_run(TWO, *SHALLOW, "BATCH_SIZE = 32", "EVAL_BATCH_SIZE = 32",
+                      reward_models=["nli=tiny"])  # fmt: skip
+    whole = "Of all NUM_PARTITIONS over 64 devices, NUM_PARTITIONS=2 or 4 divides the network and"
+    for wrong, first in (((64, 1), "BATCH_SIZE=32 cannot be shared"), ((8, 8), "num_heads has")):
+        with pytest.raises(ValueError, match=f"{first}.*{whole}"):
+            states.check_placement(run, over(*wrong))
+    for right in ((32, 2), (16, 4)):
+        states.check_placement(run, over(*right))
+
+
+def test_nothing_that_suits_is_said_too():
+    run = planned_run(TWO, *SHALLOW, "BATCH_SIZE = 2", reward_models=["nli=tiny"])
+    with pytest.raises(ValueError, match="Of all NUM_PARTITIONS over 64 devices, none divides"):
+        states.check_placement(run, over(64, 1))
+
+
+@pytest.mark.parametrize(
+    ("devices", "num_partitions", "used"),
+    [(16, 1, (8, 1)), (6, 1, (2, 1)), (6, 2, (1, 2)), (1, 4, (1, 1)), (12, 4, (1, 4))],
+)
+def test_a_trained_run_uses_the_devices_that_it_can(monkeypatch, devices, num_partitions, used):
+    """With EVAL_BATCH_SIZE=8, on whatever machine."""
+    made = {}
+    monkeypatch.setattr(jax, "devices", lambda: list(range(devices)))
+    monkeypatch.setattr(
+        partitioning, "mesh", lambda n, d: made.update(shape=(len(d) // n, n), devices=d)
+    )
+    run = planned_run(ROUGE, *SHALLOW, f"NUM_PARTITIONS = {num_partitions}", "EVAL_BATCH_SIZE = 8")
+    states.placement(run, training=False)
+    assert made == {"shape": used, "devices": list(range(used[0] * used[1]))}

@@ -11,14 +11,12 @@ import jax.numpy as jnp
 import plan_closed_forms as by_hand
 import pytest
 import smoke
-from jax.sharding import AbstractMesh
+from plan_runs import ROUGE, SHALLOW, TINY, TWO, over, planned_run
 
 from clp_jax import accelerators, gin_config, states
 from clp_jax.conditioning import count_parameters
 from clp_jax.gin_config import ConfigError
-from clp_jax.models import partitioning
-from clp_jax.models.partitioning import Placement
-from clp_jax.planning import memory, planner, report, stand_ins, topology
+from clp_jax.planning import memory, stand_ins, topology
 
 needs_libtpu = pytest.mark.skipif(
     importlib.util.find_spec("libtpu") is None, reason="needs libtpu: pip install -e '.[tpu]'"
@@ -79,32 +77,14 @@ def test_a_chip_is_looked_for_where_there_may_be_one(monkeypatch, given, tpu, pl
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: "found")
     monkeypatch.setattr(accelerators, "has_tpu", lambda: tpu)
     monkeypatch.setattr(accelerators, "entry_points", lambda group: plugins)
-    monkeypatch.setattr(jax.config, "update", lambda name, value: None)
+    updates = []
+    monkeypatch.setattr(jax.config, "update", lambda *setting: updates.append(setting))
     accelerators.look_for_none_in_vain()
     assert (os.environ["JAX_PLATFORMS"] or None) == chosen
+    assert updates == ([("jax_platforms", "cpu")] if chosen == "cpu" else [])
 
 
 # ---- Memory ------------------------------------------------------------------------------------
-
-
-def planned_run(*bindings, reward_models=()):
-    """A run of the paper's, none of whose files are here."""
-    lengths = "TASK_FEATURE_LENGTHS = {'inputs': 16, 'targets': 8}"
-    gin_config.load(["gin/clp_attn.gin"], [lengths, *bindings])
-    stand_ins.bind(reward_models)
-    return gin_config.configured_run()
-
-
-def over(data, model, fully_sharded=False):
-    """A placement without devices."""
-    mesh = AbstractMesh((data, model), ("data", "model"))
-    rules = partitioning._FULLY_SHARDED if fully_sharded else partitioning._RULES
-    return Placement(mesh, rules)
-
-
-ROUGE = "REWARDS = ('rouge',)"
-TWO = "REWARDS = ('nli', 'rouge')"
-SHALLOW = ("t5.T5Config.num_encoder_layers = 3", "t5.T5Config.num_decoder_layers = 2")
 
 
 @pytest.mark.parametrize("fully_sharded", [False, True])
@@ -139,7 +119,7 @@ def test_the_second_replica_costs_what_s_has():
     count = count_parameters(states.state_shapes(several).params, 2)
     assert count.conditioned == by_hand.conditioned(several.model.module.config, 12, 12)
     assert count.fraction == pytest.approx(0.193, abs=5e-4)
-    assert extra == pytest.approx(4 * count.conditioned, rel=0.05)
+    assert extra == pytest.approx(4 * count.conditioned, rel=0.005)
 
 
 def test_a_reward_of_ones_own_is_whole_on_each_chip():
@@ -182,94 +162,10 @@ def test_a_wrong_reward_model_is_named(text, message):
         planned_run(TWO, reward_models=[text])
 
 
-# ---- The report --------------------------------------------------------------------------------
-
-
-def made_plan(**changes):
-    """A plan with round numbers."""
-    resident = {"parameters": 3, "optimizer": 0, "reference": 2, "value": 2, "rewards": 1}
-    program = planner.ProgramPlan(
-        name="generate",
-        arguments={"parameters": 3 * 2**30, "reference": 2 * 2**30},
-        working_bytes=4 * 2**30,
-        code_bytes=2**29,
-        flops=197e12 / 10,
-        compute_seconds=0.3,
-        communication_seconds=0.1,
-        loops=((64, 0.004),),
-        compile_seconds=1,
-    )
-    plan = planner.Plan(
-        topology="v5e:4x4",
-        chips=16,
-        num_partitions=1,
-        fully_sharded=False,
-        resident={part: size * 2**30 for part, size in resident.items()},
-        programs=(program,),
-        total_steps=9000,
-    )
-    return dataclasses.replace(plan, **changes)
-
-
-def test_a_plan_adds_up():
-    plan = made_plan()
-    assert plan.peak_bytes == 12.5 * 2**30
-    assert plan.fits
-    assert (plan.seconds, plan.hours) == pytest.approx((0.4, 1.0))
-    said = report.text(plan)
-    assert "16 chips as 16 x 1 (data x model)" in said
-    assert "fits: 12.50 GiB with 0.50 of program code, of 15.75" in said
-    assert "3.25 are left" in said
-    assert "64 x 4.00 ms" in said
-    assert "0.400 s per step, 25 % of the chips' FLOP/s; 9,000 steps take 1.0 hours" in said
-    row = next(line for line in said.splitlines() if line.startswith("generate"))
-    assert row.split()[1:] == ["3.00", ".", "2.00", ".", ".", "4.00", "3.00", "12.00"]
-    assert json.loads(json.dumps(plan.figures()))["hours"] == pytest.approx(1.0)
-
-
-def test_advice_names_what_would_fit():
-    resident = {"parameters": 7 * 2**30, "optimizer": 0, "reference": 5 * 2**30}
-    resident |= {"value": 5 * 2**30, "rewards": 0}
-    plan = made_plan(resident=resident)
-    assert not plan.fits
-    run = planned_run(TWO, reward_models=["nli=tiny"])
-    sizes = {(1, False): 17, (1, True): 12, (2, False): 8, (4, False): 4}
-    ways = [planner.Candidate(*way, size * 2**30, "") for way, size in sizes.items()]
-    ways.append(planner.Candidate(8, False, None, "does not divide"))
-    said = report.advice(run, plan, ways)
-    assert "--gin.NUM_PARTITIONS=2: arrays of 8.00 GiB per chip in place of 17.00" in said
-    assert "--gin.NUM_PARTITIONS=4: arrays of 4.00" in said
-    assert "NUM_PARTITIONS=1" not in said  # 12 and 4.5 are too much
-    assert "remat_policy=\"'full'\"" in said
-    assert "4.00 GiB of activations of generate" in said
-    assert "a BATCH_SIZE below 32" in said
-    assert "S is 34.3 % of the model, held 2 times" in said
-    assert "more chips" in report.advice(run, plan, ways[:1])
-
-
-def test_a_search_puts_the_fastest_that_fits_first():
-    slow = dataclasses.replace(made_plan().programs[0], compute_seconds=9.0)
-    plans = {1: made_plan(programs=(slow,)), 2: made_plan()}
-    found = [planner.Candidate(n, False, 1, "", plan) for n, plan in plans.items()]
-    found += [
-        planner.Candidate(4, False, 1, "not compiled"),
-        planner.Candidate(8, True, None, "no"),
-    ]
-    found.reverse()
-    ranked = sorted(found, key=planner._rank)
-    assert [each.num_partitions for each in ranked] == [2, 1, 4, 8]
-    assert report.found(ranked).endswith("best: --gin.NUM_PARTITIONS=2")
-
-
 # ---- The command -------------------------------------------------------------------------------
 
 # Without what conftest.py sets for programs that compile fast: the compiler is what is asked here.
-AS_USERS = {
-    name: value
-    for name, value in os.environ.items()
-    if name not in ("XLA_FLAGS", "JAX_DISABLE_MOST_OPTIMIZATIONS", "JAX_PLATFORMS")
-}
-TINY = ["--gin.ACTIVATION_DTYPE='bfloat16'", "--gin.EVAL_BATCH_SIZE=16", "--gin.BATCH_SIZE=16"]
+AS_USERS = {name: value for name, value in smoke.AS_USERS.items() if name != "JAX_PLATFORMS"}
 
 
 def planned(tmp_path, *arguments):
@@ -316,16 +212,12 @@ def test_a_run_that_does_not_fit_is_told_what_would(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--topology=v5e:3x3"], "unknown topology 'v5e:3x3'"),
         (["--gin.NUM_PARTITIONS=3"], "NUM_PARTITIONS=3 must divide the number of devices, 16"),
         (["--gin.BATCH_SIZE=12"], "BATCH_SIZE=12 cannot be shared equally by 16"),
         (["--gin.NUM_PARTITIONS=4"], "axis 'heads' of num_heads has length 2"),
-        (["--gin.REWARDS=('nli',)"], "--reward_model=nli=SIZE"),
-        (["--gin_file=gin/xsum.gin", "--gin.VOCABULARY_FILE='nowhere'"], "--without_files"),
-        (["--search=0"], "--search=0 must be at least 1"),
     ],
 )
-def test_wrong_settings_name_right_ones(tmp_path, arguments, message):
+def test_what_does_not_divide_names_what_does(tmp_path, arguments, message):
     done, _ = planned(tmp_path, *arguments)
     assert done.returncode == 2, done.stderr
     assert message in done.stderr

@@ -85,20 +85,22 @@ SIZE = 2**20
 @pytest.mark.parametrize(
     ("line", "sent", "hops"),
     [
-        (f"{MIB} all-reduce(%x), replica_groups={{{{0,1,2,3}},{{4,5,6,7}}}}", 1.5, 4),
-        (f"({MIB}, /*index=1*/{MIB}) all-reduce(%x, %y), replica_groups=[2,2]<=[4]", 2, 2),
-        (f"{MIB} all-reduce(%x), replica_groups=mesh['a'=4,'b'=4] {{'a'}}", 1.5, 4),
+        (f"{MIB} all-reduce(%x), replica_groups={{{{0,1,2,3}},{{4,5,6,7}}}}", 3, 4),
+        (f"({MIB}, /*index=1*/{MIB}) all-reduce(%x, %y), replica_groups=[2,2]<=[4]", 4, 2),
+        (f"{MIB} all-reduce(%x), replica_groups=mesh['a'=4,'b'=4] {{'a'}}", 3, 4),
         (
             f"{MIB} all-reduce-start(%x), replica_groups=mesh['a'=4,'b'=1,'c'=2],"
             " device_ids=([4,2]T(1,0)) {'a','c'}",
-            2 * 7 / 8,
+            2 * 2 * 7 / 8,
             8,
         ),
+        # The whole slice is a ring, and so are 16 chips of it.
         (f"{MIB} all-reduce(%x), channel_id=1, to_apply=%add", 2 * 15 / 16, 12),
+        (f"{MIB} all-reduce(%x), replica_groups=[1,16]<=[16]", 2 * 15 / 16, 12),
         (f"{MIB} all-reduce(%x), replica_groups={{{{0}},{{1}}}}", 0, 0),
-        (f"{MIB} all-gather(%x), replica_groups=[4,4]<=[16], dimensions={{0}}", 0.75, 2),
-        (f"(f32[256,256], {MIB}) all-gather-start(%x), replica_groups=[4,4]<=[16]", 0.75, 2),
-        (f"f32[256,256] reduce-scatter(%x), replica_groups=[4,4]<=[16]", 0.75, 2),  # noqa: F541
+        (f"{MIB} all-gather(%x), replica_groups=[4,4]<=[16], dimensions={{0}}", 1.5, 2),
+        (f"(f32[256,256], {MIB}) all-gather-start(%x), replica_groups=[4,4]<=[16]", 1.5, 2),
+        (f"f32[256,256] reduce-scatter(%x), replica_groups=[4,4]<=[16]", 1.5, 2),  # noqa: F541
         (f"{MIB} collective-permute(%x), source_target_pairs={{{{0,1}}}}", 1, 1),
         (f"({MIB}, {MIB}) collective-permute-start(%x)", 1, 1),
         (f"{MIB} all-reduce-done(%x)", 0, 0),
@@ -136,8 +138,26 @@ backend_config={"estimated_cycles":"1"}
     twice = [text.replace("NUMBER", number) for text in (fused, fusion) for number in "12"]
     text = HLO.replace("%cheap (", twice[0] + twice[1] + "\n%cheap (", 1)
     found = estimate.read(text.replace("LINES\n", twice[2] + twice[3]), 16).work
-    assert found.sent == 0.75 * SIZE
+    assert found.sent == 1.5 * SIZE
     assert found.cycles == work().work.cycles
+
+
+def test_a_collective_beside_a_loop_counts_once():
+    """The loop carries its buffers, so that it is in the body's text again."""
+    gather = f"%g = {MIB} all-gather(%x), channel_id=7, replica_groups=[1,16]<=[16]"
+    inner = gather.replace("=7", "=8")
+    text = HLO.replace("  %one =", f"  {gather}\n  {inner}\n  %one =").replace(
+        "LINES", f"  {gather}"
+    )
+    found = estimate.read(text, 16)
+    # That of channel 8 is the inner loop's own: 3 times 5.
+    assert found.work.sent == (1 + 3 * 5) * 15 / 16 * SIZE
+    assert found.loops[0].body.sent == 5 * 15 / 16 * SIZE
+
+
+def test_several_collectives_of_one_channel_count_each():
+    line = f"{MIB} all-to-all(%x), channel_id=5, replica_groups=[1,16]<=[16]"
+    assert work(line, line).work.sent == 2 * 15 / 16 * SIZE
 
 
 def test_no_program_is_an_error():

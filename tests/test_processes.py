@@ -27,12 +27,22 @@ SETTINGS = [
     "STATS_PERIOD=1",
     "CONDITION_PROMPT=True",
     "WEIGHTINGS_PER_BATCH=2",
+    # Over four devices: each process has half of the batch, and a part of every parameter.
+    "NUM_PARTITIONS=2",
+    "FULLY_SHARDED=True",
 ]
-SECONDS_TO_END = 120  # heartbeats and the shutdown's barrier wait for 60 each
+LOST_SECONDS = 20
+SECONDS_TO_END = 60  # heartbeats and the shutdown's barrier wait for LOST_SECONDS each
+PROGRAM = f"""
+import sys
+from clp_jax import hosts, train
+hosts._LOST_SECONDS = {LOST_SECONDS}
+train.main(sys.argv[1:])
+"""
 
 
-def flags(model_dir, *settings):
-    return [sys.executable, "-m", "clp_jax.train", *smoke.flags(model_dir, *SETTINGS, *settings)]
+def command(model_dir, *settings):
+    return [sys.executable, "-c", PROGRAM, *smoke.flags(model_dir, *SETTINGS, *settings)]
 
 
 class Pair:
@@ -47,11 +57,11 @@ class Pair:
         self.processes = []
         for i, log in enumerate(self.logs):
             meeting = [f"--coordinator_address={address}", "--process_count=2"]
-            command = [*flags(model_dir, *settings), *meeting, f"--process_index={i}"]
+            program = [*command(model_dir, *settings), *meeting, f"--process_index={i}"]
             environment = {**os.environ, "JAX_NUM_CPU_DEVICES": "2", "PYTHONPATH": str(TESTS)}
             with log.open("w") as output:
                 self.processes.append(
-                    subprocess.Popen(command, env=environment, stdout=output, stderr=output)
+                    subprocess.Popen(program, env=environment, stdout=output, stderr=output)
                 )
 
     def wait_for_step(self, step):
@@ -75,7 +85,7 @@ class Pair:
 def one_process(tmp_path_factory):
     model_dir = tmp_path_factory.mktemp("one") / "run"
     done = subprocess.run(
-        flags(model_dir, "DATA_SHARDS=2"),
+        command(model_dir, "DATA_SHARDS=2"),
         env={**os.environ, "JAX_NUM_CPU_DEVICES": "4"},
         capture_output=True, text=True, check=False, timeout=400,
     )  # fmt: skip
@@ -115,17 +125,15 @@ def test_two_processes_are_one_whatever_ends_them(one_process, tmp_path):
     assert pair.ended() == [75, 75], pair.said()
     first, second = pair.said()
     saved = int(re.search(r"step (\d+) is saved", first)[1])
-    assert saved < 20
+    assert saved <= 12, "too late for the next process to be killed"
     assert f"step {saved} is saved" in second
     assert "rewards" not in second  # only the first reports
 
     pair = Pair(model_dir)
     pair.wait_for_step(saved + 2)
     pair.processes[1].kill()
-    killed = time.monotonic()
     status, _ = pair.ended(SECONDS_TO_END)
-    assert time.monotonic() - killed < SECONDS_TO_END
-    assert status != 0
+    assert status in (75, -signal.SIGABRT)
     # Ours, or JAX's own where its heartbeats are the first to notice.
     messages = ("process 0 of 2 lost another one", "most likely indicates that another task died")
     assert any(message in pair.said()[0] for message in messages)
@@ -142,6 +150,6 @@ def test_a_reward_that_fails_on_one_process_ends_both(tmp_path):
     pair = Pair(tmp_path / "pair", "REWARDS=('rouge', 'failing_on_one.score')")
     assert pair.ended() == [2, 2], pair.said()
     first, second = pair.said()
-    assert "a reward failed on process 1" in first
+    assert "process 1 failed; its log says how" in first
     assert "'score' raised ValueError: no score here" in second
     assert "step 2 failed; the checkpoint of step 1 was saved" in first

@@ -65,9 +65,9 @@ def test_figures_are_continued_to_the_full_depth(scaling, setting, monkeypatch):
 def test_the_table_says_what_fits(scaling, setting):
     row = dataclasses.asdict(setting) | {
         "num_partitions": 4, "fully_sharded": False, "arrays": 3 * 2**30, "peak": 5 * 2**30,
-        "seconds": 0.25, "fits": True,
+        "seconds": 0.25, "fits": True, "layers": "full",
     }  # fmt: skip
-    alone = dataclasses.asdict(setting) | {"topology": "v5e:1x1", "fits": False}
+    alone = dataclasses.asdict(setting) | {"topology": "v5e:1x1", "fits": False, "layers": "few"}
     lines = scaling.table([row, alone]).splitlines()
-    assert "| v5e:4x4 | 16 | 4 x 4 | 3.00 | 5.00 | yes | 0.250 |" in lines[3]
-    assert "| v5e:1x1 | 1 | none |  |  | no |  |" in lines[2]
+    assert "| v5e:4x4 | 16 | 4 x 4 | all | 3.00 | 5.00 | yes | 0.250 |" in lines[3]
+    assert "| v5e:1x1 | 1 | none | 2 + 2 and 4 + 4 |  |  | no |  |" in lines[2]

@@ -74,7 +74,7 @@ def sweep(
     for i, (kl_weight, reward_weights) in enumerate(weightings):
         kept = _Kept(run, folder, name, i, kl_weight, reward_weights, len(prompts.documents))
         part = kept.read()
-        if not hosts.agreed(part is not None) or part is None:
+        if not hosts.unanimous(part is not None) or part is None:
             part = _at(policy, run, prompts, Weighting.of(kl_weight, reward_weights), rows)
             if hosts.is_main():
                 kept.write(part)

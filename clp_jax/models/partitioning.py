@@ -18,7 +18,7 @@ import numpy as np
 from flax import traverse_util
 from flax.linen import partitioning as flax_partitioning
 from jax.experimental import mesh_utils
-from jax.sharding import Mesh, NamedSharding, PartitionSpec, Sharding
+from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec, Sharding
 
 from clp_jax.errors import divisors, listed
 
@@ -149,6 +149,16 @@ class Placement:
           ValueError: see `mesh`.
         """
         return cls(mesh(num_partitions, devices), _FULLY_SHARDED if fully_sharded else _RULES)
+
+    def recut(self, num_partitions: int) -> "Placement":
+        """As many devices in another shape, without the devices: what it checks can be asked.
+
+        Args:
+          num_partitions: divides the number of devices.
+        """
+        shape = (self.mesh.size // num_partitions, num_partitions)
+        abstract: Any = AbstractMesh(shape, (DATA, MODEL))
+        return Placement(abstract, self.rules)
 
     @property
     def whole(self) -> NamedSharding:

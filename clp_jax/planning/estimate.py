@@ -5,6 +5,7 @@ body as often as it runs. What it says nothing about, copies from memory beside 
 communication between chips, is added from their bytes.
 """
 
+import collections
 import dataclasses
 import functools
 import math
@@ -13,7 +14,10 @@ from collections.abc import Mapping, Sequence
 
 from clp_jax.planning.topology import Chip
 
-# Of a message to the next chip (jax-ml.github.io/scaling-book/tpus), in seconds.
+# An axis of v5e closes to a ring if it is this long (jax-ml.github.io/scaling-book/tpus).
+_RING = 16
+
+# Of a message to the next chip (the same), in seconds.
 _HOP_SECONDS = 1e-6
 
 _COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\{\s*$")
@@ -38,7 +42,7 @@ class Work:
     Attributes:
       cycles: of computation, as the compiler expects.
       copied: bytes that are copied beside the computation.
-      sent: bytes that go to the next chip.
+      sent: bytes that go to the next chip, half of them to either side.
       hops: messages to the next chip that wait for each other.
     """
 
@@ -118,50 +122,60 @@ class _Reader:
 
     def __init__(self, computations: Mapping[str, Sequence[str]], chips: int):
         self._computations, self._chips = computations, chips
-        self._known: dict[str, Work] = {}
+        self._known: dict[tuple[str, frozenset[str]], Work] = {}
 
-    def work(self, name: str) -> Work:
-        """Of a computation, with all that it calls."""
-        if name not in self._known:
-            done = [self._of_line(line) for line in self._computations.get(name, ())]
-            done += self._collectives(name).values()
-            self._known[name] = functools.reduce(Work.__add__, done, Work())
-        return self._known[name]
+    def work(self, name: str, under_way: frozenset[str] = frozenset()) -> Work:
+        """Of a computation, with all that it calls, but for collectives that are under way.
+
+        A collective that goes on beside a loop is in the text of the loop's body too.
+        """
+        if (name, under_way) not in self._known:
+            own = self._collectives(name)
+            inside = under_way.union(own)
+            done = [self._of_line(line, inside) for line in self._computations.get(name, ())]
+            done += [work for key, work in own.items() if key not in under_way]
+            self._known[name, under_way] = functools.reduce(Work.__add__, done, Work())
+        return self._known[name, under_way]
 
     def loops(self, name: str) -> list[Loop]:
         """Those of a computation, in order; not the loops inside of them."""
         found = [_WHILE.search(line) for line in self._computations[name] if " while(" in line]
+        around = frozenset(self._collectives(name))
         return [
-            Loop(self._steps(line.string, line[1]), self.work(line[2])) for line in found if line
+            Loop(self._steps(line.string, line[1]), self.work(line[2], around))
+            for line in found
+            if line
         ]
 
-    def _of_line(self, line: str) -> Work:
+    def _of_line(self, line: str, inside: frozenset[str]) -> Work:
         """Of an instruction, but for collectives."""
         instruction = _INSTRUCTION.match(line)
         if instruction is None:
             return Work()
         shape, operation = instruction[1], instruction[2]
         if operation == "while" and (loop := _WHILE.search(line)):
-            once = self.work(loop[2]) + self.work(loop[1])
+            once = self.work(loop[2], inside) + self.work(loop[1], inside)
             return once.times(self._steps(line, loop[1]))
         if operation == "conditional":
-            branches = [self.work(name) for name in _branches(line)]
+            branches = [self.work(name, inside) for name in _branches(line)]
             return max(branches, key=lambda work: work.cycles, default=Work())
         cycles = _CYCLES.search(line)
         own = Work(int(cycles[1])) if cycles else Work()
         if operation in ("copy-start", "slice-start"):
             return own + Work(copied=_moved_bytes(shape))
         if operation == "call" and (called := _CALLED.search(line)):
-            return own + self.work(called[1])
+            return own + self.work(called[1], inside)
         return own
 
     def _collectives(self, name: str) -> dict[str, Work]:
         """Those of a computation and its fusions, by channel.
 
         One collective may be spread over many fusions, so that it goes on beside what these
-        compute. Each of them then has all of it in its text.
+        compute. Each of them then has all of it in its text. Outside of fusions, several may have
+        one channel.
         """
         found: dict[str, Work] = {}
+        of_channel: collections.Counter[str] = collections.Counter()
         for line in self._computations.get(name, ()):
             instruction = _INSTRUCTION.match(line)
             if instruction is None:
@@ -170,8 +184,10 @@ class _Reader:
             kind = operation.removesuffix("-start")
             if kind in _COLLECTIVES:
                 channel = _CHANNEL.search(line)
+                key = channel[1] if channel else line
+                of_channel[key] += 1
                 work = self._collective(kind, shape, line, kind != operation)
-                found[channel[1] if channel else line] = work
+                found[f"{key} {of_channel[key]}"] = work
             elif operation in ("fusion", "async-start") and (called := _CALLED.search(line)):
                 found |= self._collectives(called[1])
         return found
@@ -191,7 +207,11 @@ class _Reader:
         rounds = 2 if kind == "all-reduce" else 1
         # A group is as far across as a square of so many chips.
         across = min(number - 1, 2 * (math.ceil(math.sqrt(number)) - 1))
-        return Work(sent=rounds * size * (number - 1) / number, hops=rounds * across)
+        # All chips lie on a ring, and so do those of a long axis. Others are a line, and what its
+        # ends get comes over one link.
+        ring = number >= _RING or (number == self._chips and number > 2)
+        sent = rounds * size * (number - 1) / number
+        return Work(sent=sent if ring else 2 * sent, hops=rounds * across)
 
     def _steps(self, line: str, condition: str) -> int:
         """How often a loop runs at most."""

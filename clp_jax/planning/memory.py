@@ -8,6 +8,8 @@ import jax
 from clp_jax import states
 from clp_jax.config import Run
 from clp_jax.models.partitioning import Placement
+from clp_jax.rewards.base import RewardStack
+from clp_jax.rewards.learned import LearnedReward
 
 Tree = Any  # of jax.ShapeDtypeStruct with shardings, or of arrays
 
@@ -35,7 +37,8 @@ def resident(run: Run, place: Placement) -> dict[str, int]:
 
     Returns:
       {part: bytes}, the parts being `PARTS`: φ, the optimizers of policy and value network, the
-      reference, the value network, and the parameters of rewards on the device.
+      reference, the value network, and the parameters of reward models, those that are given text
+      included, which compute on the device all the same.
 
     Raises:
       ValueError: a reward model cannot be cut over the devices.
@@ -47,5 +50,14 @@ def resident(run: Run, place: Placement) -> dict[str, int]:
         "optimizer": chip_bytes((state.policy_optimizer_state, state.value_optimizer_state)),
         "reference": chip_bytes(states.reference_shapes(run, place)),
         "value": chip_bytes(state.value_params),
-        "rewards": sum(chip_bytes(each.shapes()) for each in run.model.rewards.on_device),
+        "rewards": sum(chip_bytes(shapes) for shapes in _reward_shapes(run.model.rewards)),
     }
+
+
+def _reward_shapes(rewards: RewardStack) -> list[Tree]:
+    """Of the parameters of each reward model."""
+    given_text = [each.reward for each in rewards.rewards if not each.on_device]
+    return [
+        *(each.shapes() for each in rewards.on_device),
+        *(reward.shapes() for reward in given_text if isinstance(reward, LearnedReward)),
+    ]

@@ -214,11 +214,12 @@ def _planned(
 def cuts(run: Run, chips: int) -> Iterator[Run]:
     """The run with every NUM_PARTITIONS that divides the chips, and both of FULLY_SHARDED.
 
-    The cut that communicates least comes first.
+    The cut that communicates least comes first: FULLY_SHARDED gathers the decoder for each token.
     """
-    for number in divisors(chips):
-        for fully_sharded in (False, True) if number < chips else (False,):
-            yield dataclasses.replace(run, num_partitions=number, fully_sharded=fully_sharded)
+    for fully_sharded in (False, True):
+        for number in divisors(chips):
+            if number < chips or not fully_sharded:
+                yield dataclasses.replace(run, num_partitions=number, fully_sharded=fully_sharded)
 
 
 def accounted(run: Run, name: str) -> list[Candidate]:

@@ -153,8 +153,9 @@ def advice(run: Run, plan: Plan, candidates: Sequence[Candidate]) -> str:
             f"  --gin.t5.T5Config.remat_policy=\"'full'\" (or 'minimal'): less than the "
             f"{most.working_bytes / _GIB:.2f} GiB of activations of {most.name}, for more time"
         )
-        size = run.train_dataset_cfg.batch_size
-        lines.append(f"  a BATCH_SIZE below {size}: activations grow with it")
+    shares = plan.chips // plan.num_partitions
+    if plan.programs and (less := (run.train_dataset_cfg.batch_size - 1) // shares * shares):
+        lines.append(f"  --gin.BATCH_SIZE={less} or less: activations grow with it")
     lines += _smaller_subset(run, plan)
     return "\n".join(lines)
 
