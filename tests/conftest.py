@@ -1,9 +1,12 @@
 import os
-import tempfile
+import pathlib
 from importlib.metadata import version
 
 # The runs of the tests, many of them processes of their own, compile the same few programs.
-os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", tempfile.mkdtemp(prefix="clp_jax_tests_"))
+os.environ.setdefault(
+    "JAX_COMPILATION_CACHE_DIR",
+    str(pathlib.Path(__file__).parent.parent / ".pytest_cache" / "xla"),
+)
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
 # Most of the time goes to compilation, and the fastest is the one that optimises least. To test the
 # programs as users get them, set the first to 0 and the second to nothing.

@@ -37,12 +37,17 @@ def command(module, *arguments, **kwargs):
     )  # fmt: skip
 
 
-def start(model_dir, *bindings):
-    """A smoke run under way in a process of its own."""
+def start(model_dir, *bindings, program=("-m", "clp_jax.train"), said=subprocess.DEVNULL):
+    """A smoke run under way in a process of its own; `said` is where its lines go."""
     return subprocess.Popen(
-        [sys.executable, "-m", "clp_jax.train", *flags(model_dir, *bindings)],
-        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        [sys.executable, *program, *flags(model_dir, *bindings)],
+        stdout=subprocess.DEVNULL, stderr=said,
     )  # fmt: skip
+
+
+def without_timing(rows):
+    """Rows of metrics.jsonl without what differs from one run to the next."""
+    return [{k: v for k, v in row.items() if not k.startswith("timing/")} for row in rows]
 
 
 def lines(path):

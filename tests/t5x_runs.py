@@ -11,7 +11,7 @@ import jax
 import numpy as np
 import pytest
 import smoke
-from smoke import lines
+from smoke import lines, without_timing
 
 from clp_jax import restoring, train, training
 from clp_jax.models import checkpoints
@@ -96,10 +96,7 @@ def theirs(tmp_path_factory, reference):
 
 def metrics(model_dir):
     """Every metric of every step, without times."""
-    return [
-        {name: value for name, value in row.items() if not name.startswith("timing/")}
-        for row in lines(model_dir / "metrics.jsonl")
-    ]
+    return without_timing(lines(model_dir / "metrics.jsonl"))
 
 
 def state_of(model_dir, *bindings, step=6):

@@ -8,8 +8,7 @@ import jax
 import numpy as np
 import pytest
 import smoke
-from smoke import lines
-from test_resume import wait_for, without_timing
+from smoke import lines, without_timing
 
 from clp_jax import command_line, restoring, train
 
@@ -26,6 +25,14 @@ SETTINGS = (
 )
 
 
+def wait_for(condition, process, seconds=300):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert process.poll() is None, "the run ended before it was killed"
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+
+
 def steps_done(model_dir):
     logs = [model_dir / "sft/metrics.jsonl", model_dir / "metrics.jsonl"]
     return sum(log.read_text().count("\n") for log in logs if log.exists())
@@ -38,7 +45,8 @@ def test_twenty_kills_change_nothing(tmp_path):
     chance = random.Random(0)
     moments = []
     for number in range(KILLS):
-        process = smoke.start(killed, *SETTINGS)
+        with (tmp_path / "said").open("a") as said:
+            process = smoke.start(killed, *SETTINGS, said=said)
         # The run goes back to its last checkpoint, and may be killed before it comes on again.
         before, further = steps_done(killed), chance.randint(1, 12)
         wait_for(lambda: steps_done(killed) >= before + further, process)  # noqa: B023
@@ -50,6 +58,7 @@ def test_twenty_kills_change_nothing(tmp_path):
         moments.append((sent.name, steps_done(killed)))
     assert {name for name, _ in moments} == {"SIGKILL", "SIGTERM"}
     assert moments[-1][1] < 150 + 20
+    assert (tmp_path / "said").read_text().count("resuming from step") >= KILLS / 2
     train.main(smoke.flags(killed, *SETTINGS))
 
     for name in ("metrics.jsonl", "sft/metrics.jsonl"):
