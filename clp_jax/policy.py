@@ -81,13 +81,13 @@ class CLPPolicy:
         if self._prompter is not None:
             conditioned, _ = self._prompter(prompts, jax.device_get(weighting.reward_weights))
         arrays = partitioning.put((conditioned, prompts), self.placement.batch)
-        key = partitioning.put(key, self.placement.whole)
+        key = partitioning.put(key, self.placement.replicated)
         return self._generate(self.language_model(weighting), self._reference, *arrays, key)
 
     def language_model(self, weighting: Weighting) -> Params:
         """θ^{α,w}, the plain LM parameters at one weighting."""
         if self._last is None or self._last[0] is not self.params or self._last[1] is not weighting:
-            placed = partitioning.put(weighting, self.placement.whole)
+            placed = partitioning.put(weighting, self.placement.replicated)
             mixed = self._mix(self.params, self._reference, placed)
             self._last = (self.params, weighting, mixed)
         return self._last[2]

@@ -91,7 +91,7 @@ class SupervisedStep:
         self._step = jax.jit(
             place.traced(functools.partial(_counted_step, module, optimizer)),
             donate_argnums=0,
-            out_shardings=(self._shardings, place.whole),
+            out_shardings=(self._shardings, place.replicated),
         )
         self._rows = Rows(place.batch, run.sft.batch_size)
 
@@ -105,7 +105,7 @@ class SupervisedStep:
         cut = (batch.truncated, batch.truncated_references)
         rows = (batch.prompts, batch.references, *cut)
         numbers = (np.int32(self._run.random_seed), np.int32(step))
-        numbers = partitioning.put(numbers, self._place.whole)
+        numbers = partitioning.put(numbers, self._place.replicated)
         return self._step(state, *self._rows.to_devices(rows), *numbers)
 
     def samples(self) -> Sequence[dict[str, Any]]:

@@ -56,7 +56,7 @@ class Trainer:
 
     def _programs(self, run: Run, placement: Placement) -> None:
         """What is compiled, each once for all weightings."""
-        clp, whole, batch = run.clp, placement.whole, placement.batch
+        clp, whole, batch = run.clp, placement.replicated, placement.batch
 
         def compiled(function: Callable, **options: Any) -> Any:
             return jax.jit(placement.traced(function), **options)

@@ -64,7 +64,7 @@ class LogitMixingPolicy:
         if last is None or last[0] is not self.params or last[1] is not weighting:
             last = self._last = (self.params, weighting, *self._language_models(weighting))
         *_, language_models, coefficients = last
-        coefficients, key = partitioning.put((coefficients, key), self.placement.whole)
+        coefficients, key = partitioning.put((coefficients, key), self.placement.replicated)
         prompts = partitioning.put(prompts, self.placement.batch)
         return self._generate(language_models, self._reference, coefficients, prompts, key)
 
@@ -78,7 +78,7 @@ class LogitMixingPolicy:
         beta = float(self._clp.kl_mix(weighting.kl_weight))
         if not self._over_experts:
             least = partitioning.put(
-                Weighting.of(self._clp.kl_mix.kl_weight_min, weights), self.placement.whole
+                Weighting.of(self._clp.kl_mix.kl_weight_min, weights), self.placement.replicated
             )
             policy = self._mix(self.params, self._reference, least)
             return [policy, self._reference], np.array([1 - beta, beta], np.float32)

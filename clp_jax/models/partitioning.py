@@ -28,8 +28,8 @@ Rules = tuple[tuple[str, str | None], ...]
 
 DATA, MODEL = "data", "model"
 
-# Names that are not here stay whole. Of two axes of one array that want the same devices, that of
-# the first rule gets them. The same as t5x's standard rules.
+# Names that are not here are replicated. Of two axes of one array that want the same devices, that
+# of the first rule gets them. The same as t5x's standard rules.
 _RULES: Rules = (
     ("batch", DATA),
     ("vocab", MODEL),
@@ -70,7 +70,7 @@ def logical_axes(tree: Tree, parameters: dict[Path, tuple[tuple[int, ...], Parti
 
     An array belongs to the parameter whose path its own ends in. If it has the parameter's shape it
     has its axes; with one axis more in front, that is "objective"; of any other shape (Adafactor's
-    factored statistics, counters), it stays whole.
+    factored statistics, counters), it is replicated.
 
     Args:
       tree: of arrays or shapes.
@@ -161,7 +161,7 @@ class Placement:
         return Placement(abstract, self.rules)
 
     @property
-    def whole(self) -> NamedSharding:
+    def replicated(self) -> NamedSharding:
         """Of what every device holds."""
         return NamedSharding(self.mesh, PartitionSpec())
 
@@ -186,7 +186,7 @@ class Placement:
           ValueError: it names no axes, and there are several devices.
         """
         if self.mesh.size == 1:
-            return jax.tree.map(lambda _: self.whole, tree)
+            return jax.tree.map(lambda _: self.replicated, tree)
         axes = logical_axes(tree, parameter_axes(module))
 
         def of(names: Any) -> NamedSharding:
@@ -295,7 +295,7 @@ def local_rows(array: jax.Array) -> np.ndarray:
     """The rows of an array that this process holds, in order; all of them if it is the only one.
 
     Args:
-      array: cut over its leading axis alone, or whole.
+      array: cut over its leading axis alone, or replicated.
     """
     if getattr(array, "is_fully_addressable", True) or array.is_fully_replicated:
         return np.asarray(jax.device_get(array))

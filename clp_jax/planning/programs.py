@@ -81,11 +81,11 @@ def of_step(run: Run, place: Placement) -> list[Program]:
     plain = shaped((size, run.max_prompt_length), jnp.int32, place.batch)
     length = run.max_prompt_length + (given.length if given else 0)
     prompts = shaped((size, length), jnp.int32, place.batch)
-    key = shaped((), jax.eval_shape(lambda: jax.random.key(0)).dtype, place.whole)
+    key = shaped((), jax.eval_shape(lambda: jax.random.key(0)).dtype, place.replicated)
     groups, objectives = model.weightings_per_batch, model.num_objectives
     weighting = Weighting(
-        kl_weight=shaped((groups,), jnp.float32, place.whole),
-        reward_weights=shaped((groups, objectives), jnp.float32, place.whole),
+        kl_weight=shaped((groups,), jnp.float32, place.replicated),
+        reward_weights=shaped((groups, objectives), jnp.float32, place.replicated),
     )
     sampling = (state.params, reference, prompts, weighting, key)
     rollout = batch(jax.eval_shape(trainer.generate, *sampling))

@@ -70,7 +70,7 @@ class CompiledReward:
         self._placement = placement
         self.program = jax.jit(
             placement.traced(self._scored),
-            out_shardings=(placement.batch, placement.whole),
+            out_shardings=(placement.batch, placement.replicated),
         )
 
     def shapes(self) -> Any:
@@ -78,7 +78,7 @@ class CompiledReward:
         assert self._placement is not None
         if hasattr(self._reward, "shapes"):
             return self._reward.shapes()
-        where = self._placement.whole
+        where = self._placement.replicated
         shapes = jax.eval_shape(lambda: getattr(self._reward, "params", None))
         return jax.tree.map(
             lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where), shapes
@@ -105,7 +105,7 @@ class CompiledReward:
     @functools.cached_property
     def _whole(self) -> Any:
         assert self._placement is not None
-        return put(getattr(self._reward, "params", None), self._placement.whole)
+        return put(getattr(self._reward, "params", None), self._placement.replicated)
 
     def __call__(self, *tokens: jax.Array) -> Scored:
         """Dispatches the program; returns at once, but for its compilation.
