@@ -6,7 +6,8 @@
 Needs libtpu (`pip install -e '.[tpu]'`) and no TPU. Arrays are counted at full depth. Compiling an
 update of many layers takes a quarter of an hour, and all layers are alike: each program is compiled
 with 2 + 2 and 4 + 4 layers, and its memory, FLOPs and seconds are continued along the line through
-both. `--layers=full` compiles all layers instead.
+both, which is right for seconds within some percent and can be far too little for the memory of
+`update` (docs/scaling.md). `--layers=full` compiles all layers instead.
 """
 
 import argparse
