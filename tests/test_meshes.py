@@ -9,6 +9,7 @@ import jax
 import numpy as np
 import pytest
 
+pytestmark = pytest.mark.slow
 MESHES = ["8x1", "4x2", "2x4", "4x2 fully sharded"]
 
 
