@@ -259,7 +259,7 @@ run.main(["policies", *flags])
 """
 
 
-@pytest.mark.slow
+@pytest.mark.very_slow
 def test_both_commands_on_a_bare_machine_and_a_report_of_them(folder):
     output = folder / "output"
     flags = [f"--arrays={folder / 'arrays'}", f"--output={output}", "--size=tiny", "--steps=2",
