@@ -25,8 +25,8 @@ finetuned on the reference summaries. This is far from T5-base on XSum: what hol
 hold there, nor the other way round. One reference policy serves all runs; the {seeds} seeds
 change what is sampled and the order of the data. Values are KL-regularised rewards at α = 0.01
 (Sec. 4.1.2) over {prompts} held-out prompts, in units in which each reward's range is 1; every
-hypervolume has the reference point 0. Runs of the main comparisons, of two rewards and of one,
-have {steps} steps of batch 32, the others {short_steps}.
+hypervolume has the reference point 0. Runs of the main comparison, of two rewards, have {steps}
+steps of batch 32, the others {short_steps}.
 
 A claim is turned into figures with bounds, and each figure has to keep its bound in every seed.
 A claim **holds** if all of its figures do, **partly** if some do. "±" is half of the 95 %

@@ -23,8 +23,8 @@ class Scale:
 
     Attributes:
       seeds: of sampling and of the order of the data; the reference is one for all.
-      steps: T of the main comparisons, of two rewards and of one.
-      short_steps: T with three rewards and of ablations.
+      steps: T of the main comparison, of two rewards.
+      short_steps: T with one and with three rewards, and of ablations.
       eval_period: steps between evaluations of some runs of two rewards; divides the others.
       settings: gin settings of every run.
       files: gin files behind all others.
@@ -108,7 +108,7 @@ def specs(scale: Scale, output: pathlib.Path) -> list[RunSpec]:
     """Every run but those of the references; all of the first seed come first."""
     two = functools.partial(_experiment, scale, output, experiment="nli_rouge")
     short = functools.partial(two, steps=scale.short_steps)
-    kl = functools.partial(_experiment, scale, output, steps=scale.steps)
+    kl = functools.partial(_experiment, scale, output, steps=scale.short_steps)
     watched = functools.partial(two, name="two_rewards", eval_period=scale.eval_period)
     found = [
         *watched(methods=("prompting", "full", "attn"), steps=scale.steps),
