@@ -2,7 +2,12 @@
 
 import json
 import math
+import pathlib
 import re
+import subprocess
+import sys
+import textwrap
+import time
 
 import numpy as np
 import pytest
@@ -46,6 +51,43 @@ def test_the_margin_is_students():
 def test_verdicts(values, verdict):
     found = Claim("1", "it is so", tuple(Check.of("x", [v], at_least=1) for v in values))
     assert found.verdict == verdict
+
+
+def test_a_run_ends_with_the_reproduction_that_started_it(tmp_path):
+    script = tmp_path / "pool.py"
+    script.write_text(
+        textwrap.dedent("""
+        import concurrent.futures, multiprocessing, os, time
+        from clp_jax.reproduction import workers
+
+        def run():
+            print(os.getpid(), flush=True)
+            time.sleep(120)
+
+        if __name__ == "__main__":
+            context = multiprocessing.get_context("spawn")
+            cores = context.Queue()
+            cores.put(min(os.sched_getaffinity(0)))
+            pool = concurrent.futures.ProcessPoolExecutor(
+                1, context, initializer=workers._start, initargs=(cores, "compiled")
+            )
+            pool.submit(run).result()
+        """)
+    )
+    with subprocess.Popen(
+        [sys.executable, script], stdout=subprocess.PIPE, text=True, cwd=tmp_path
+    ) as parent:
+        worker = int(parent.stdout.readline())
+        assert pathlib.Path(f"/proc/{worker}").exists()
+        parent.kill()
+    status = pathlib.Path(f"/proc/{worker}/stat")
+    deadline = time.monotonic() + 30
+    while time.monotonic() < deadline:
+        # Gone, or a zombie that nobody waits for.
+        if not status.exists() or status.read_text().rpartition(")")[2].split()[0] == "Z":
+            return
+        time.sleep(0.1)
+    pytest.fail("the process of the run goes on")
 
 
 def two_reward_results(tmp_path, full, soup, steps=(125, 250, 500)):

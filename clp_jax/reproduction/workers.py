@@ -4,8 +4,10 @@ import concurrent.futures
 import contextlib
 import functools
 import multiprocessing
+import multiprocessing.connection
 import os
 import pathlib
+import threading
 import time
 from collections.abc import Sequence
 
@@ -65,10 +67,22 @@ def _cost(spec: RunSpec) -> float:
 
 def _start(cores, cache: str) -> None:
     """Before JAX looks for its devices: one core, and programs that are compiled once for all."""
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     host_memory.keep_freed_memory()
     os.sched_setaffinity(0, {cores.get()})
     jax.config.update("jax_compilation_cache_dir", cache)
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+
+
+def _end_with_parent() -> None:
+    """Ends the process when the one that started it was killed.
+
+    Else its run would hold its MODEL_DIR for minutes, and the reproduction could not be resumed.
+    """
+    parent = multiprocessing.parent_process()
+    assert parent is not None, "called in a process of the pool"
+    multiprocessing.connection.wait([parent.sentinel])
+    os._exit(1)
 
 
 def _train(spec: RunSpec, output: pathlib.Path) -> None:
