@@ -80,11 +80,13 @@ def test_a_run_ends_with_the_reproduction_that_started_it(tmp_path):
         worker = int(parent.stdout.readline())
         assert pathlib.Path(f"/proc/{worker}").exists()
         parent.kill()
-    status = pathlib.Path(f"/proc/{worker}/stat")
     deadline = time.monotonic() + 30
     while time.monotonic() < deadline:
-        # Gone, or a zombie that nobody waits for.
-        if not status.exists() or status.read_text().rpartition(")")[2].split()[0] == "Z":
+        try:
+            status = pathlib.Path(f"/proc/{worker}/stat").read_text()
+        except (FileNotFoundError, ProcessLookupError):
+            return
+        if status.rpartition(")")[2].split()[0] == "Z":  # a zombie, which nobody waits for
             return
         time.sleep(0.1)
     pytest.fail("the process of the run goes on")
