@@ -77,7 +77,7 @@ def _start(cores, cache: str) -> None:
 def _end_with_parent() -> None:
     """Ends the process when the one that started it was killed.
 
-    Else its run would hold its MODEL_DIR for minutes, and the reproduction could not be resumed.
+    Else its run would go on writing to a MODEL_DIR that a resumed reproduction writes to as well.
     """
     parent = multiprocessing.parent_process()
     assert parent is not None, "called in a process of the pool"
