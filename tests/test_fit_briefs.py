@@ -123,10 +123,10 @@ def choose(step, chance):
 
 
 def make_optimizer():
-    """Adam, at rates of their own for what has values around 1 and not around 1/8.
+    """Adam, at rates of their own for the biases of relative positions and the embedding.
 
-    At the rate of the kernels, the biases of relative positions take thousands of steps to grow to
-    what makes a word attend to its neighbour, such as a detail to its hedge.
+    Both have to change by about 1 to matter, the kernels by much less. With one rate for all, blanks
+    are filled in far more slowly.
     """
 
     def adam(learning_rate):
@@ -178,7 +178,7 @@ def test_an_nli_model_learns_what_documents_entail(optimised):
         )
         for loss in (fit.nli_loss, filling_loss)
     )
-    score = jax.jit(lambda params, *pairs: model.score(params, *pairs)[0])
+    score = jax.jit(lambda *inputs: model.score(*inputs)[0])
 
     def accuracy(draw, order=slice(None)):
         """Of "entailment" where its probability is at least 1/2, the documents in that order."""
