@@ -125,8 +125,7 @@ def choose(step, chance):
 def make_optimizer():
     """Adam, at rates of their own for the biases of relative positions and the embedding.
 
-    Both have to change by about 1 to matter, the kernels by much less. With one rate for all, blanks
-    are filled in far more slowly.
+    With one rate for all, the blanks were filled in more slowly.
     """
 
     def adam(learning_rate):
