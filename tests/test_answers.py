@@ -149,7 +149,8 @@ def test_twenty_malformed_answers_and_nothing_else_end_it(path, monkeypatch):
         server.stop()
         judge.close()
         server = ChatServer()
-        judge = ChatJudge(server.url, "m", concurrency=4)
+        # One at a time: the answers come in the order of the script.
+        judge = ChatJudge(server.url, "m", concurrency=1)
         server.script = [(200, completion("No."))] * 19 + [(200, completion("SUMMARY1"))]
         server.script += [(200, completion("No."))] * 30
         found = Remembering(judge, path, "you")(many[:50])
