@@ -5,6 +5,7 @@ import pytest
 import seqio
 import smoke
 import tensorflow as tf
+from clu.data import dataset_iterator
 
 from clp_jax.config import DatasetConfig
 from clp_jax.data import tasks
@@ -106,6 +107,16 @@ def test_position_is_restored_exactly(tmp_path, vocabulary):
         np.testing.assert_array_equal(next(resumed).prompts, prompts)
     other = Batches(config(name), repeat=True, seed=2)
     assert not all(np.array_equal(next(other).prompts, p) for p in expected)
+
+
+def test_no_thread_tunes_a_data_set(tmp_path, vocabulary, monkeypatch):
+    opened = []
+    monkeypatch.setattr(
+        dataset_iterator, "TfDatasetIterator", lambda dataset, **_: opened.append(dataset)
+    )
+    path = write(tmp_path / "a.jsonl", records(20))
+    Batches(config(tasks.jsonl(vocabulary, path)), repeat=True)
+    assert [dataset.options().autotune.enabled for dataset in opened] == [False]
 
 
 def test_a_task_made_elsewhere(vocabulary):

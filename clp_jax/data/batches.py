@@ -49,7 +49,12 @@ class SavedIterator(Iterator[T]):
     """
 
     def __init__(self, dataset: tf.data.Dataset):
-        self._iterator = dataset_iterator.TfDatasetIterator(dataset.prefetch(2), checkpoint=True)
+        options = tf.data.Options()
+        # Its thread may miss that it is cancelled, and sleep on for up to a minute, for which the
+        # end of a run then waits.
+        options.autotune.enabled = False
+        dataset = dataset.prefetch(2).with_options(options)
+        self._iterator = dataset_iterator.TfDatasetIterator(dataset, checkpoint=True)
 
     def _features(self) -> Mapping[str, np.ndarray]:
         return next(self._iterator)

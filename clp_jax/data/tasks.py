@@ -73,11 +73,14 @@ def briefs(
     """
     sizes = {"train": train_size, "validation": validation_size}
 
-    @functools.cache
     def records(split: str) -> Sequence[Record]:
-        return corpus.generate(split, sizes[split], seed)
+        return _generated(split, sizes[split], seed)
 
     return register("briefs", records, vocabulary, prompt_prefix)
+
+
+# Drawn once for all runs of a process.
+_generated = functools.lru_cache(maxsize=4)(corpus.generate)
 
 
 def briefs_vocabulary() -> seqio.Vocabulary:
