@@ -1,12 +1,18 @@
 """The reproduction: how a claim is judged, and the whole of it in miniature."""
 
+import concurrent.futures
+import ctypes
 import json
 import math
+import multiprocessing
+import os
 import pathlib
+import platform
 import re
 import subprocess
 import sys
 import textwrap
+import threading
 import time
 
 import numpy as np
@@ -145,6 +151,32 @@ def test_the_oracle_is_no_further_from_itself(tmp_path):
         "method": "full-CLP", "mean gap": "0.250", "largest gap": "0.250",
         "mean gap at the corners": "0.250",
     }  # fmt: skip
+
+
+def pools_of_memory(path):
+    """How many pools glibc has in this process, once another thread has asked for memory."""
+    threading.Thread(target=bytearray, args=(2**20,)).start()
+    libc = ctypes.CDLL("libc.so.6")
+    libc.fopen.restype, libc.fopen.argtypes = ctypes.c_void_p, [ctypes.c_char_p, ctypes.c_char_p]
+    libc.malloc_info.argtypes, libc.fclose.argtypes = (
+        [ctypes.c_int, ctypes.c_void_p],
+        [ctypes.c_void_p],
+    )
+    file = libc.fopen(path.encode(), b"w")
+    libc.malloc_info(0, file)
+    libc.fclose(file)
+    return pathlib.Path(path).read_text().count("<heap nr=")
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="glibc only")
+def test_the_threads_of_a_run_share_one_pool_of_memory(tmp_path):
+    context = multiprocessing.get_context("spawn")
+    cores = context.Queue()
+    cores.put(min(os.sched_getaffinity(0)))
+    with concurrent.futures.ProcessPoolExecutor(
+        1, context, initializer=workers._start, initargs=(cores, str(tmp_path))
+    ) as pool:
+        assert pool.submit(pools_of_memory, str(tmp_path / "pools.xml")).result() == 1
 
 
 def test_a_run_that_fails_is_named(tmp_path):

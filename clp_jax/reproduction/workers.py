@@ -67,8 +67,8 @@ def _cost(spec: RunSpec) -> float:
 
 def _start(cores, cache: str) -> None:
     """Before JAX looks for its devices: one core, and programs that are compiled once for all."""
+    host_memory.keep_freed_memory()  # before any thread, whose pool XLA's would share
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    host_memory.keep_freed_memory()
     os.sched_setaffinity(0, {cores.get()})
     jax.config.update("jax_compilation_cache_dir", cache)
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
