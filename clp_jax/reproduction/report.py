@@ -26,7 +26,8 @@ hold there, nor the other way round. One reference policy serves all runs; the {
 change what is sampled and the order of the data. Values are KL-regularised rewards at α = 0.01
 (Sec. 4.1.2) over {prompts} held-out prompts, in units in which each reward's range is 1; every
 hypervolume has the reference point 0. Runs of the main comparison, of two rewards, have {steps}
-steps of batch 32, the others {short_steps}.
+steps of batch 32, those of one reward {kl_steps} with four KL weights in a batch, the others
+{short_steps}.
 
 A claim is turned into figures with bounds, and each figure has to keep its bound in every seed.
 A claim **holds** if all of its figures do, **partly** if some do. "±" is half of the 95 %
@@ -86,6 +87,7 @@ def write(
         jax=jax.__version__,
         seeds=len(scale.seeds),
         steps=scale.steps,
+        kl_steps=scale.kl_steps,
         short_steps=scale.short_steps,
         prompts=results.of("two_rewards", "full")[0].num_prompts,
     )
