@@ -1,6 +1,5 @@
 """The reproduction: how a claim is judged, and the whole of it in miniature."""
 
-import concurrent.futures
 import ctypes
 import json
 import math
@@ -63,21 +62,18 @@ def test_a_run_ends_with_the_reproduction_that_started_it(tmp_path):
     script = tmp_path / "pool.py"
     script.write_text(
         textwrap.dedent("""
-        import concurrent.futures, multiprocessing, os, time
+        import multiprocessing, os, time
         from clp_jax.reproduction import workers
 
         def run():
+            workers._prepare(min(os.sched_getaffinity(0)), "compiled")
             print(os.getpid(), flush=True)
             time.sleep(120)
 
         if __name__ == "__main__":
-            context = multiprocessing.get_context("spawn")
-            cores = context.Queue()
-            cores.put(min(os.sched_getaffinity(0)))
-            pool = concurrent.futures.ProcessPoolExecutor(
-                1, context, initializer=workers._start, initargs=(cores, "compiled")
-            )
-            pool.submit(run).result()
+            process = multiprocessing.get_context("forkserver").Process(target=run)
+            process.start()
+            process.join()
         """)
     )
     with subprocess.Popen(
@@ -153,8 +149,9 @@ def test_the_oracle_is_no_further_from_itself(tmp_path):
     }  # fmt: skip
 
 
-def pools_of_memory(path):
-    """How many pools glibc has in this process, once another thread has asked for memory."""
+def write_pools_of_memory(path):
+    """Writes which pools glibc has in a run's process, when a thread has asked for memory."""
+    workers._prepare(min(os.sched_getaffinity(0)), path)
     threading.Thread(target=bytearray, args=(2**20,)).start()
     libc = ctypes.CDLL("libc.so.6")
     libc.fopen.restype, libc.fopen.argtypes = ctypes.c_void_p, [ctypes.c_char_p, ctypes.c_char_p]
@@ -165,24 +162,31 @@ def pools_of_memory(path):
     file = libc.fopen(path.encode(), b"w")
     libc.malloc_info(0, file)
     libc.fclose(file)
-    return pathlib.Path(path).read_text().count("<heap nr=")
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="glibc only")
 def test_the_threads_of_a_run_share_one_pool_of_memory(tmp_path):
-    context = multiprocessing.get_context("spawn")
-    cores = context.Queue()
-    cores.put(min(os.sched_getaffinity(0)))
-    with concurrent.futures.ProcessPoolExecutor(
-        1, context, initializer=workers._start, initargs=(cores, str(tmp_path))
-    ) as pool:
-        assert pool.submit(pools_of_memory, str(tmp_path / "pools.xml")).result() == 1
+    path = tmp_path / "pools.xml"
+    process = multiprocessing.get_context("forkserver").Process(
+        target=write_pools_of_memory, args=(str(path),)
+    )
+    process.start()
+    process.join()
+    assert path.read_text().count("<heap nr=") == 1
 
 
 def test_a_run_that_fails_is_named(tmp_path):
     spec = RunSpec("broken/full/0", ("gin/clp_full.gin", "gin/no_such.gin"), {}, 3)
     with pytest.raises(workers.RunFailed, match=r"run broken/full/0 failed.*unknown gin file"):
         workers.execute([spec], tmp_path, 1)
+
+
+def test_a_run_waits_for_its_reference():
+    one, two = (RunSpec(f"reference_{size}", (), {}, 0) for size in ("tiny", "mini"))
+    of_one, of_two = (RunSpec(f"a/b/{i}", (), {}, 3, ref.name) for i, ref in enumerate((one, two)))
+    assert workers._ready([of_one, two, of_two], running=[one]) == [two]
+    assert workers._ready([of_one, of_two], running=[one]) == [of_two]
+    assert workers._ready([of_one, of_two], running=[]) == [of_one, of_two]
 
 
 @pytest.mark.very_slow
@@ -198,10 +202,10 @@ def test_all_of_it_in_miniature_and_again(tmp_path):
         assert (output / image).read_bytes().startswith(b"\x89PNG")
     assert len(re.findall(r"!\[", text)) == len(report._FIGURES)
     # Nothing is made again but what is missing.
-    gone = output / "runs/multi_kl/dera/0/evaluation/2/values.json"
+    gone = output / "runs/multi_kl/dera/0/evaluation/6/values.json"
     before = json.loads(gone.read_text())
     gone.unlink()
     done = smoke.command("clp_jax.reproduce", "--quick", f"--output={output}")
     assert done.returncode == 0, done.stderr[-3000:]
-    assert re.search(r"18 runs, 1 of them to be made", done.stderr)
+    assert re.search(r"20 runs, 1 of them to be made", done.stderr)
     assert json.loads(gone.read_text()) == before

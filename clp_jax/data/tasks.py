@@ -79,7 +79,7 @@ def briefs(
     return register("briefs", records, vocabulary, prompt_prefix)
 
 
-# Drawn once for all runs of a process.
+# Drawn once by a process.
 _generated = functools.lru_cache(maxsize=4)(corpus.generate)
 
 

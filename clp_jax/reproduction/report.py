@@ -26,8 +26,8 @@ hold there, nor the other way round. One reference policy serves all runs; the {
 change what is sampled and the order of the data. Values are KL-regularised rewards at α = 0.01
 (Sec. 4.1.2) over {prompts} held-out prompts, in units in which each reward's range is 1; every
 hypervolume has the reference point 0. Runs of the main comparison, of two rewards, have {steps}
-steps of batch 32, those of one reward {kl_steps} with four KL weights in a batch, the others
-{short_steps}.
+steps of batch 32, those of one reward {kl_steps} with four KL weights in a batch (DeRa's with
+α_min alone), the others, and logit-CLP with one reward, {short_steps}.
 
 A claim is turned into figures with bounds, and each figure has to keep its bound in every seed.
 A claim **holds** if all of its figures do, **partly** if some do. "±" is half of the 95 %
@@ -49,7 +49,7 @@ _FIGURES = (
     ("two_rewards", ("full", "attn", "logit", "prompting", "soup"), "fronts",
      "Two rewards (Fig. 3), seed {seed}: points joined in order of w; a square is w = (1, 0)."),
     ("multi_kl", ("full", "attn", "logit", "dera"), "reward_kl",
-     "One reward, α varied (Fig. 2a), seed {seed}."),
+     "One reward, α varied (Fig. 2a), seed {seed}; logit-CLP after fewer steps."),
     ("three_rewards", ("full", "attn", "soup"), "bars",
      "Three rewards (Fig. 4), seed {seed}: 1 − V / V of Rewarded Soups; lower is better."),
     ("two_rewards", ("full", "attn", "prompting"), "progress",

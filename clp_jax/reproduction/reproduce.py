@@ -30,8 +30,7 @@ def reproduce(scale: Scale, output: pathlib.Path, document: pathlib.Path, proces
     output.mkdir(parents=True, exist_ok=True)
     references = [reference_spec(scale, model) for model in MODELS]
     runs = specs(scale, output)
-    workers.execute(references, output, processes)
-    workers.execute(runs, output, processes)
+    workers.execute([*references, *runs], output, processes)
     results = Results(output, scale)
     found = [
         *claims.single_reward(results),

@@ -52,10 +52,10 @@ BRIEFS = Scale(
 # To see that everything works: nothing is learnt.
 QUICK = Scale(
     seeds=(0,),
-    steps=4,
-    kl_steps=4,
-    short_steps=2,
-    eval_period=2,
+    steps=6,
+    kl_steps=6,
+    short_steps=3,
+    eval_period=3,
     settings={"SAVE_PERIOD": "6"},
     files=("gin/smoke.gin",),
 )
@@ -70,12 +70,14 @@ class RunSpec:
       files: gin files, in order.
       settings: gin macros.
       step: T; 0 for supervised finetuning alone.
+      reference: the name of the run that it starts from.
     """
 
     name: str
     files: tuple[str, ...]
     settings: Mapping[str, str]
     step: int
+    reference: str = ""
 
     def model_dir(self, output: pathlib.Path) -> pathlib.Path:
         """Where the run is written."""
@@ -126,7 +128,8 @@ def specs(scale: Scale, output: pathlib.Path) -> list[RunSpec]:
             methods=("full", "attn", "soup"), steps=scale.short_steps,
         ),
         *kl(methods=("full",), eval_period=scale.short_steps),
-        *kl(methods=("attn", "logit")),
+        *kl(methods=("attn",)),
+        *multi_kl(name="multi_kl", methods=("logit",), steps=scale.short_steps),
         *kl(experiment="nli_rouge_mixture", methods=("dera",), settings=None),
         *multi_kl(name="linear_kl_mix", methods=("full",), steps=scale.short_steps,
             ablation="linear_kl_mix"),
@@ -152,9 +155,9 @@ def _experiment(
     settings: Mapping[str, str] | None = None,
 ) -> list[RunSpec]:
     """The runs of several methods and all seeds."""
-    reference = reference_spec(scale, model).model_dir(output)
+    reference = reference_spec(scale, model)
     common = {
-        "INITIAL_CHECKPOINT_PATH": repr(str(reference)),
+        "INITIAL_CHECKPOINT_PATH": repr(str(reference.model_dir(output))),
         "SFT_STEPS": "0",
         "TRAIN_STEPS": str(steps),
         "EVAL_PERIOD": str(eval_period),
@@ -175,6 +178,7 @@ def _experiment(
             ),
             {**common, "RANDOM_SEED": str(seed)},
             steps,
+            reference.name,
         )
         for method, seed in itertools.product(methods, scale.seeds)
     ]

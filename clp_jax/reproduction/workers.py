@@ -1,15 +1,15 @@
 """Runs, several at a time, each in a process with one core of its own."""
 
-import concurrent.futures
 import contextlib
-import functools
 import multiprocessing
 import multiprocessing.connection
 import os
 import pathlib
 import threading
 import time
+import traceback
 from collections.abc import Sequence
+from multiprocessing.connection import Connection
 
 import jax
 
@@ -18,6 +18,14 @@ from clp_jax.metrics_log import say
 from clp_jax.reproduction.runs import RunSpec
 
 SECONDS = "seconds.txt"
+# What takes long to import, though for a run less long than its steps.
+_IMPORTED = (
+    "clp_jax.evaluation.pareto",
+    "clp_jax.rewards.rouge",
+    "clp_jax.rewards.saved",
+    "clp_jax.t5x_driver",
+    "clp_jax.training",
+)
 
 
 class RunFailed(Exception):
@@ -28,7 +36,8 @@ def execute(specs: Sequence[RunSpec], output: pathlib.Path, processes: int) -> N
     """Makes the runs that are not finished yet, with progress and the time left.
 
     Args:
-      specs: in the order in which they begin.
+      specs: in the order in which they begin, but that those whose reference is not there yet let
+        others go first.
       output: folder of everything.
       processes: how many at a time.
 
@@ -37,27 +46,37 @@ def execute(specs: Sequence[RunSpec], output: pathlib.Path, processes: int) -> N
     """
     missing = [spec for spec in specs if not spec.finished(output)]
     say(f"{len(specs)} runs, {len(missing)} of them to be made, {processes} at a time")
-    if not missing:
-        return
-    context = multiprocessing.get_context("spawn")
-    cores = context.Queue()
-    for i in range(processes):
-        cores.put(sorted(os.sched_getaffinity(0))[i % len(os.sched_getaffinity(0))])
+    here = sorted(os.sched_getaffinity(0))
+    cores = [here[i % len(here)] for i in range(processes)]
     started, done, total = time.monotonic(), 0.0, sum(map(_cost, missing))
-    with concurrent.futures.ProcessPoolExecutor(
-        processes, context, initializer=_start, initargs=(cores, str(output / "compiled"))
-    ) as pool:
-        futures = {pool.submit(functools.partial(_train, spec, output)): spec for spec in missing}
-        for count, future in enumerate(concurrent.futures.as_completed(futures), start=1):
-            spec = futures[future]
-            if error := future.exception():
-                pool.shutdown(cancel_futures=True)
+    waiting, running = list(missing), dict[Connection, tuple[RunSpec, int]]()
+    count, failed = 0, ""
+    while waiting or running:
+        while cores and (ready := _ready(waiting, [spec for spec, _ in running.values()])):
+            waiting.remove(ready[0])
+            core = cores.pop()
+            running[_start(ready[0], output, core)] = ready[0], core
+        for reply in multiprocessing.connection.wait(list(running)):
+            assert isinstance(reply, Connection)
+            spec, core = running.pop(reply)
+            cores.append(core)
+            if error := _error(reply):
+                waiting.clear()
                 log = spec.model_dir(output) / "log.txt"
-                raise RunFailed(f"run {spec.name} failed: {error}\nits log: {log}") from error
-            done += _cost(spec)
+                failed = failed or f"run {spec.name} failed: {error}\nits log: {log}"
+                continue
+            count, done = count + 1, done + _cost(spec)
             passed = time.monotonic() - started
             left = passed * (total - done) / done
             say(f"{count}/{len(missing)} {spec.name}  {passed:.0f} s  ETA {left:.0f} s")
+    if failed:
+        raise RunFailed(failed)
+
+
+def _ready(waiting: Sequence[RunSpec], running: Sequence[RunSpec]) -> list[RunSpec]:
+    """Those that need not wait for their reference."""
+    unfinished = {spec.name for spec in (*waiting, *running)}
+    return [spec for spec in waiting if spec.reference not in unfinished]
 
 
 def _cost(spec: RunSpec) -> float:
@@ -65,11 +84,48 @@ def _cost(spec: RunSpec) -> float:
     return spec.step + 300
 
 
-def _start(cores, cache: str) -> None:
+def _start(spec: RunSpec, output: pathlib.Path, core: int) -> Connection:
+    """Starts a run in a process of its own, and returns what its end is heard from.
+
+    The process is a copy of one that has imported everything. It makes one run only: after several
+    of them XLA spent a fifth of its time in malloc, among the pieces of memory that they had left.
+    """
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(list(_IMPORTED))
+    reply, end = context.Pipe(duplex=False)
+    context.Process(target=_run, args=(spec, output, core, end)).start()
+    end.close()  # so that the process has the only one, and its death is heard
+    return reply
+
+
+def _error(reply: Connection) -> str:
+    """What a run that ended has to say: nothing, if all is well."""
+    with reply:
+        try:
+            return reply.recv()
+        except EOFError:
+            return "its process was killed"
+
+
+def _run(spec: RunSpec, output: pathlib.Path, core: int, reply: Connection) -> None:
+    """The process of a run, which sends its error, or ""."""
+    with reply:
+        _prepare(core, str(output / "compiled"))
+        try:
+            _train(spec, output)
+        except Exception as error:  # whatever it is, the command tells it
+            with (spec.model_dir(output) / "log.txt").open("a") as log:
+                traceback.print_exc(file=log)
+            reply.send(str(error) or type(error).__name__)
+        else:
+            reply.send("")
+
+
+def _prepare(core: int, cache: str) -> None:
     """Before JAX looks for its devices: one core, and programs that are compiled once for all."""
     host_memory.keep_freed_memory()  # before any thread, whose pool XLA's would share
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    os.sched_setaffinity(0, {cores.get()})
+    os.sched_setaffinity(0, {core})
     jax.config.update("jax_compilation_cache_dir", cache)
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
 
@@ -80,7 +136,7 @@ def _end_with_parent() -> None:
     Else its run would go on writing to a MODEL_DIR that a resumed reproduction writes to as well.
     """
     parent = multiprocessing.parent_process()
-    assert parent is not None, "called in a process of the pool"
+    assert parent is not None, "called in the process of a run"
     multiprocessing.connection.wait([parent.sentinel])
     os._exit(1)
 
@@ -99,7 +155,6 @@ def _train(spec: RunSpec, output: pathlib.Path) -> None:
             training.train(run)
         else:
             training.load_reference(run)
-    jax.clear_caches()
     with (folder / SECONDS).open("a") as file:  # a line for each time it was started
         file.write(f"{time.monotonic() - started:.1f}\n")
 
