@@ -81,7 +81,7 @@ def _ready(waiting: Sequence[RunSpec], running: Sequence[RunSpec]) -> list[RunSp
 
 def _cost(spec: RunSpec) -> float:
     """In steps; compilation and evaluation take about as long as this many."""
-    return spec.step + 300
+    return spec.step + 200
 
 
 def _start(spec: RunSpec, output: pathlib.Path, core: int) -> Connection:
