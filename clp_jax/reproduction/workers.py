@@ -87,8 +87,8 @@ def _cost(spec: RunSpec) -> float:
 def _start(spec: RunSpec, output: pathlib.Path, core: int) -> Connection:
     """Starts a run in a process of its own, and returns what its end is heard from.
 
-    The process is a copy of one that has imported everything. It makes one run only: after several
-    of them XLA spent a fifth of its time in malloc, among the pieces of memory that they had left.
+    The process is a copy of one that has imported everything. It makes one run only: malloc takes
+    long among the pieces of memory that others leave (benchmarks/NOTES.md).
     """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(list(_IMPORTED))
