@@ -1,6 +1,7 @@
 """The reproduction: how a claim is judged, and the whole of it in miniature."""
 
 import ctypes
+import dataclasses
 import json
 import math
 import multiprocessing
@@ -151,8 +152,10 @@ def test_the_oracle_is_no_further_from_itself(tmp_path):
 
 def write_pools_of_memory(path):
     """Writes which pools glibc has in a run's process, when a thread has asked for memory."""
-    workers._prepare(min(os.sched_getaffinity(0)), path)
-    threading.Thread(target=bytearray, args=(2**20,)).start()
+    workers._prepare(min(os.sched_getaffinity(0)), os.path.dirname(path))
+    thread = threading.Thread(target=bytearray, args=(2**20,))
+    thread.start()
+    thread.join()
     libc = ctypes.CDLL("libc.so.6")
     libc.fopen.restype, libc.fopen.argtypes = ctypes.c_void_p, [ctypes.c_char_p, ctypes.c_char_p]
     libc.malloc_info.argtypes, libc.fclose.argtypes = (
@@ -177,8 +180,16 @@ def test_the_threads_of_a_run_share_one_pool_of_memory(tmp_path):
 
 def test_a_run_that_fails_is_named(tmp_path):
     spec = RunSpec("broken/full/0", ("gin/clp_full.gin", "gin/no_such.gin"), {}, 3)
+    later = RunSpec("broken/full/1", *dataclasses.astuple(spec)[1:])
     with pytest.raises(workers.RunFailed, match=r"run broken/full/0 failed.*unknown gin file"):
-        workers.execute([spec], tmp_path, 1)
+        workers.execute([spec, later], tmp_path, 1)
+    assert not later.model_dir(tmp_path).exists()  # nothing begins behind it
+
+
+def test_a_run_whose_process_was_killed_has_failed():
+    reply, end = multiprocessing.Pipe(duplex=False)
+    end.close()
+    assert workers._error(reply) == "its process was killed"
 
 
 def test_a_run_waits_for_its_reference():

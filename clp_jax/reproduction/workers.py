@@ -18,7 +18,7 @@ from clp_jax.metrics_log import say
 from clp_jax.reproduction.runs import RunSpec
 
 SECONDS = "seconds.txt"
-# What takes long to import, though for a run less long than its steps.
+# Imported once for the processes of all runs.
 _IMPORTED = (
     "clp_jax.evaluation.pareto",
     "clp_jax.rewards.rouge",
