@@ -150,6 +150,19 @@ def test_the_oracle_is_no_further_from_itself(tmp_path):
     }  # fmt: skip
 
 
+def test_mixes_are_compared_after_as_many_steps(tmp_path):
+    def save(name, step, kl):
+        for seed in runs.BRIEFS.seeds:
+            swept = sweeps.sweep(STRAIGHT, WEIGHTS, kl=np.linspace(0, kl, 11), noise=0)
+            sweeps.save(swept, tmp_path / f"runs/{name}/full/{seed}/evaluation/{step}")
+
+    save("multi_kl", 250, kl=3)
+    save("multi_kl", 1000, kl=9)
+    save("linear_kl_mix", 250, kl=1)
+    (check,) = claims._kl_mix(Results(tmp_path, runs.BRIEFS)).checks
+    assert check.mean == pytest.approx(2)
+
+
 def write_pools_of_memory(path):
     """Writes which pools glibc has in a run's process, when a thread has asked for memory."""
     workers._prepare(min(os.sched_getaffinity(0)), os.path.dirname(path))
