@@ -18,8 +18,8 @@ from clp_jax.metrics_log import say
 from clp_jax.reproduction.runs import RunSpec
 
 SECONDS = "seconds.txt"
-# glibc asks for pages of 2 MB, which makes steps 7 % faster (benchmarks/NOTES.md). Read as a process
-# starts; what the user has set stays.
+# glibc asks for pages of 2 MB, with which a step is 7 % faster (benchmarks/NOTES.md); read when a
+# process starts. What the user has set stays.
 _MALLOC = ("GLIBC_TUNABLES", "glibc.malloc.hugetlb=1")
 # Imported once for the processes of all runs.
 _IMPORTED = (

@@ -132,12 +132,12 @@ def draw_summary(
     (kind,) = rng.choices(tuple(KINDS), tuple(KINDS.values()))
     core, details = brief.facts.core, stated_details(brief.facts, detail_counts, rng)
     if kind == "other_core":
-        core = _other_core(core, rng)
+        core = other_core(core, rng)
     if kind == "other_detail":
         for _ in range(1 if rng.random() < 0.7 else 2):
             details |= other_detail(brief, rng)
     text = summary_text(Claims(core, details))
-    return _malformed(text, rng) if kind == "malformed" else text
+    return malformed(text, rng) if kind == "malformed" else text
 
 
 def _examples(
@@ -184,7 +184,7 @@ def other_detail(brief: corpus.Brief, rng: random.Random) -> dict[str, str]:
     return {slot.name: _choose(others, rng)}
 
 
-def _other_core(core: Core, rng: random.Random) -> Core:
+def other_core(core: Core, rng: random.Random) -> Core:
     """The core fact with another agent, verb or object."""
     part, words = _choose(
         [("agent", AGENTS), ("verb", tuple(VERBS)), ("object", OBJECTS)],
@@ -194,7 +194,7 @@ def _other_core(core: Core, rng: random.Random) -> Core:
     return dataclasses.replace(core, **{part: _choose(others, rng)})
 
 
-def _malformed(text: str, rng: random.Random) -> str:
+def malformed(text: str, rng: random.Random) -> str:
     """`text` with words dropped, shuffled or repeated, or without its end, and not well-formed."""
     damaged = text
     # The sentence without "in Paris", say, would be well-formed.
