@@ -1,3 +1,4 @@
+import pathlib
 import subprocess
 import sys
 
@@ -23,22 +24,35 @@ touch(2**26)
 before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 for _ in range(4):
     touch(2**26)
-print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+faults = resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+with open("/proc/self/smaps_rollup") as file:
+    huge = next(int(line.split()[1]) for line in file if line.startswith("AnonHugePages"))
+print(faults, huge)
 """
+HUGE_PAGES = pathlib.Path("/sys/kernel/mm/transparent_hugepage/enabled")
 
 
-def page_faults(how):
+def touched(how):
+    """Page faults of memory that is used again, and kB in huge pages."""
     done = subprocess.run(
         [sys.executable, "-c", PROGRAM, how], capture_output=True, text=True, check=False
     )
     if done.returncode == 77:
         pytest.skip("the C library is not glibc")
     assert done.returncode == 0, done.stderr
-    return int(done.stdout)
+    return tuple(map(int, done.stdout.split()))
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc only")
 def test_freed_memory_is_used_again_without_the_kernel():
     # 64 MB are 16,384 pages, or 32 large ones where the kernel gives those.
-    assert page_faults("leave") >= 4 * 32
-    assert page_faults("keep") < 16
+    assert touched("leave")[0] >= 4 * 32
+    assert touched("keep")[0] < 16
+
+
+@pytest.mark.skipif(
+    not HUGE_PAGES.exists() or "[never]" in HUGE_PAGES.read_text(), reason="has no huge pages"
+)
+def test_memory_is_in_huge_pages():
+    # 2 MB at either end may not be.
+    assert touched("keep")[1] >= 60 * 2**10

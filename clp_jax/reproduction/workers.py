@@ -18,9 +18,6 @@ from clp_jax.metrics_log import say
 from clp_jax.reproduction.runs import RunSpec
 
 SECONDS = "seconds.txt"
-# glibc asks for pages of 2 MB, with which a step is 7 % faster (benchmarks/NOTES.md); read when a
-# process starts. What the user has set stays.
-_MALLOC = ("GLIBC_TUNABLES", "glibc.malloc.hugetlb=1")
 # Imported once for the processes of all runs.
 _IMPORTED = (
     "clp_jax.evaluation.pareto",
@@ -93,7 +90,6 @@ def _start(spec: RunSpec, output: pathlib.Path, core: int) -> Connection:
     The process is a copy of one that has imported everything. It makes one run only: malloc takes
     long among the pieces of memory that others leave (benchmarks/NOTES.md).
     """
-    os.environ.setdefault(*_MALLOC)
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(list(_IMPORTED))
     reply, end = context.Pipe(duplex=False)
