@@ -7,7 +7,7 @@ import sys
 _TRIM_THRESHOLD, _TOP_PAD, _MMAP_MAX, _ARENA_MAX = -1, -2, -4, -8
 # Linux's <sys/mman.h>, and the size of the pages that it asks for.
 _MADV_HUGEPAGE, _HUGE_PAGE = 14, 2**21
-# Bytes of the heap that have them: less than what the C library would give back.
+# Bytes of the heap that have them; above the trim threshold, `free` would give them back.
 _HUGE = 3 * 2**29
 
 
