@@ -100,12 +100,32 @@ def test_only_a_cpu_divides_last(monkeypatch):
         exported = export.export(jax.jit(attend), platforms=[platform])(query, key_value)
         return exported.mlir_module()
 
-    def divided(platform):
-        return re.findall(r"stablehlo.divide .* : tensor<(.*)xf32>", program(platform))
+    for platform, last in (("cpu", D), ("tpu", K), ("cuda", K)):
+        text = program(platform)
+        divided = re.findall(r"stablehlo.divide .* : tensor<(.*)xf32>", text)
+        assert divided == [f"{B}x{H}x{Q}x{last}"]
+        assert "while" not in text
+        assert text.count("stablehlo.dot_general") == 2
 
-    assert divided("cpu") == [f"{B}x{H}x{Q}x{D}"]
-    for platform in ("tpu", "cuda"):
-        assert divided(platform) == [f"{B}x{H}x{Q}x{K}"]
+
+@pytest.mark.parametrize("from_size", [0, 10**9])
+def test_a_query_without_keys_gives_no_nan(monkeypatch, from_size):
+    monkeypatch.setattr(attention, "_DIVIDED_LAST_FROM", from_size)
+    query, key_value, bias = inputs()
+    got = attend(query, key_value, jnp.zeros((B, 1, 1, K), bool), bias)
+    # All keys are masked alike.
+    mean = np.asarray(key_value.value).mean(axis=2).reshape(B, 1, H * D)
+    np.testing.assert_allclose(got, np.broadcast_to(mean, got.shape), rtol=1e-5, atol=1e-6)
+
+
+def test_the_backward_pass_on_a_cpu_keeps_no_weights():
+    query, key_value, bias = inputs()
+    _, backward = jax.vjp(
+        lambda query: attention._divided_last(query, key_value, None, bias), query
+    )
+    kept = [leaf.shape for leaf in jax.tree.leaves(backward)]
+    assert (B, H, K, D) in kept
+    assert (B, H, Q, K) not in kept
 
 
 @pytest.mark.parametrize("group_tokens", [1, 12, 18, 10**6])

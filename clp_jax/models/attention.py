@@ -67,8 +67,7 @@ def _at_once(
     dropout: Callable[[jax.Array], jax.Array] | None = None,
 ) -> jax.Array:
     """`attend` as two batched products."""
-    logits = jnp.einsum("bqhd,bhkd->bhqk", query, key_value.key, preferred_element_type=jnp.float32)
-    weights = jax.nn.softmax(_biased(logits, mask, bias)).astype(query.dtype)
+    weights = jax.nn.softmax(_logits(query, key_value.key, mask, bias)).astype(query.dtype)
     if dropout is not None:
         weights = dropout(weights)
     mixed = jnp.einsum("bhqk,bhkd->bqhd", weights, key_value.value)
@@ -81,11 +80,10 @@ def _divided_last(
 ) -> jax.Array:
     """`attend` with the softmax's division after the values are mixed: of [Q, D], not [Q, K].
 
-    The rest of the softmax is then one pass over the logits that XLA on a CPU can fuse. Logits are
-    computed anew in the backward pass, which takes no longer than to keep them.
+    XLA on a CPU takes up to half of the time (benchmarks/NOTES.md). Logits are computed anew in the
+    backward pass, which takes no longer than to keep them.
     """
-    logits = jnp.einsum("bqhd,bhkd->bhqk", query, key_value.key, preferred_element_type=jnp.float32)
-    logits = _biased(logits, mask, bias)
+    logits = _logits(query, key_value.key, mask, bias)
     # The maximum cancels, in the gradient too.
     largest = jax.lax.stop_gradient(jnp.max(logits, axis=-1, keepdims=True))
     weights = jnp.exp(logits - largest)
@@ -94,8 +92,11 @@ def _divided_last(
     return mixed.swapaxes(1, 2).reshape(*query.shape[:2], -1)
 
 
-def _biased(logits: jax.Array, mask: jax.Array | None, bias: jax.Array | None) -> jax.Array:
-    """Float32 logits with bias, and masked; arguments broadcast."""
+def _logits(
+    query: jax.Array, key: jax.Array, mask: jax.Array | None, bias: jax.Array | None
+) -> jax.Array:
+    """The float32 logits [B, H, Q, K] of attention, biased and masked."""
+    logits = jnp.einsum("bqhd,bhkd->bhqk", query, key, preferred_element_type=jnp.float32)
     if bias is not None:
         logits = logits + bias
     if mask is not None:
