@@ -1,7 +1,9 @@
 """Error messages (the bad value, where it came from, what is valid), and the end of a run."""
 
+import contextlib
 import difflib
-from collections.abc import Iterable, Sequence
+import json
+from collections.abc import Iterable, Iterator, Sequence
 
 # The exit status of a run that the same command continues: EX_TEMPFAIL of sysexits.h.
 RETRY = 75
@@ -28,6 +30,25 @@ def unknown_name(kind: str, name: str, valid: Iterable[str], source: str = "") -
     where = f" (from {source})" if source else ""
     hint = f"nearest: {', '.join(nearest)}" if nearest else "none is defined"
     return f"unknown {kind} {name!r}{where}; {hint}"
+
+
+@contextlib.contextmanager
+def naming(source: str, hint: str = "") -> Iterator[None]:
+    """Turns what a reader of files raises into a ValueError: source, reason, hint.
+
+    For orbax and tensorstore, which meet damaged bytes with exceptions of any kind. The reason is
+    that of the first of them, which knows file and leaf, without the specs that follow it.
+    """
+    try:
+        yield
+    except Exception as error:
+        first: BaseException = error
+        while first.__cause__ is not None:
+            first = first.__cause__
+        reason = str(first).split(" [tensorstore_spec=")[0] or type(first).__name__
+        if isinstance(first, json.JSONDecodeError):
+            reason = f"its metadata is no JSON: {reason}"
+        raise ValueError(f"{source} cannot be read: {reason}{hint}") from error
 
 
 def divisors(number: int) -> list[int]:

@@ -6,18 +6,23 @@ import pathlib
 from typing import Any
 
 import numpy as np
+import seqio
+import tensorflow as tf
 
 from clp_jax import conditioning, restoring
 from clp_jax.config import Run
 from clp_jax.data import tasks
 from clp_jax.errors import unknown_name
-from clp_jax.models import checkpoints, hf_checkpoints, t5x_checkpoints
+from clp_jax.models import checkpoints, hf_checkpoints, hf_safetensors, t5x_checkpoints
 from clp_jax.trainer import prompter
 from clp_jax.weighting import Weighting
 
 Params = Any
 
 FORMATS = ("hf", "t5x")
+
+# Says of a directory that it is an export, and which of its files are.
+MANIFEST = "clp_export.json"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,19 +96,26 @@ class Export:
           output: directory to write.
           file_format: "hf", or "t5x" for OUTPUT/checkpoint_STEP.
           dtype: of the stored parameters.
-          overwrite: replace an export that is there.
+          overwrite: replace an export that is there; nothing else is ever replaced.
 
         Returns:
           The directory that was written.
 
         Raises:
-          ValueError: unknown format; something is there that may not be replaced; a parameter too
-            large for `dtype`; a model that Hugging Face's T5 cannot be.
+          ValueError: unknown format; `output` is none that may be written, or something is there
+            that may not be replaced; a parameter that is not finite or too large for `dtype`; a
+            model that Hugging Face's T5 cannot be.
         """
         if file_format not in FORMATS:
             raise ValueError(unknown_name("format", file_format, FORMATS, "--format"))
+        _check_output(output, self.run.model_dir)
         path = pathlib.Path(output)
         if file_format == "t5x":
+            if hf_checkpoints.recognises(path):
+                raise ValueError(
+                    f"--output={path} holds a Hugging Face model; choose another directory, as no "
+                    "one could tell which of the two is meant"
+                )
             path = path / f"checkpoint_{self.step}"
         _check_free(path, overwrite)
         with checkpoints.whole_directory(path) as partial:
@@ -112,6 +124,8 @@ class Export:
             else:
                 self._write_hf(partial, dtype)
             (partial / "README.md").write_text(self.model_card(file_format), encoding="utf-8")
+            files = sorted(file.name for file in partial.iterdir())
+            hf_safetensors.write_json(partial / MANIFEST, {"what": self.title, "files": files})
         return path
 
     def model_card(self, file_format: str) -> str:
@@ -188,13 +202,15 @@ class Export:
 def _write_tokenizer(folder: pathlib.Path, run: Run) -> None:
     """The files of transformers' T5Tokenizer, for a SentencePiece vocabulary."""
     vocabulary = run.model.vocabulary
-    model = getattr(vocabulary, "sp_model", None)
-    if model is None:
+    if not isinstance(vocabulary, seqio.SentencePieceVocabulary):
         raise ValueError(
             f"the vocabulary is a {type(vocabulary).__name__}; valid for --format=hf is a SeqIO "
             "SentencePieceVocabulary, which transformers' T5Tokenizer can read"
         )
-    (folder / "spiece.model").write_bytes(model)
+    # The file as it is: to `vocabulary.sp_model` SeqIO has added the extra ids, and so will
+    # transformers.
+    with tf.io.gfile.GFile(vocabulary.sentencepiece_model_file, "rb") as file:
+        (folder / "spiece.model").write_bytes(file.read())
     pieces = vocabulary.tokenizer
     extra_ids = vocabulary.extra_ids
     config: dict[str, Any] = {
@@ -218,12 +234,35 @@ def _check_part(part: str | None, num_objectives: int) -> None:
         raise ValueError(f"--part={part} is none of this run; valid are {', '.join(valid)}")
 
 
+def _check_output(output: str, model_dir: str) -> None:
+    """Raises ValueError if a model may not be written there, whatever is there."""
+    if "://" in output:
+        raise ValueError(
+            f"--output={output}: models are written to a directory of this machine; copy it to a "
+            "bucket from there"
+        )
+    path, run = pathlib.Path(output).resolve(), pathlib.Path(model_dir).resolve()
+    kept = (restoring.checkpoint_folder(model_dir).resolve(), run / checkpoints.REFERENCE)
+    if path == run or any(path.is_relative_to(folder) for folder in kept):
+        raise ValueError(
+            f"--output={output} is where the run keeps its own state; choose another directory"
+        )
+
+
 def _check_free(path: pathlib.Path, overwrite: bool) -> None:
     """Raises ValueError if something is there that may not be replaced."""
     if not path.exists() or (path.is_dir() and not any(path.iterdir())):
         return
-    formats = (hf_checkpoints, t5x_checkpoints)
-    if not any(each.recognises(str(path)) for each in formats):
-        raise ValueError(f"--output={path} exists and is no export; choose another directory")
+    if not (path / MANIFEST).is_file():
+        raise ValueError(
+            f"--output={path} exists and is no export (it has no {MANIFEST}); choose another "
+            "directory"
+        )
     if not overwrite:
         raise ValueError(f"--output={path} exists; --overwrite replaces it")
+    written = {MANIFEST, *hf_safetensors.read_json(path / MANIFEST).get("files", ())}
+    if others := sorted({entry.name for entry in path.iterdir()} - written):
+        raise ValueError(
+            f"--output={path} has {', '.join(others)}, which no export wrote and --overwrite would "
+            "delete; move it, or choose another directory"
+        )

@@ -120,7 +120,17 @@ def _restore_state(run: Run, step: int | None = None, place: Placement | None = 
 
 def restore_reference(run: Run, place: Placement | None = None) -> Params:
     """θ_ref of a run that has begun; on the first device where no other is given."""
-    return checkpoints.load_params(run.model_dir, states.reference_shapes(run, place))
+    folder = pathlib.Path(run.model_dir, checkpoints.REFERENCE)
+    return checkpoints.load_params(folder, states.reference_shapes(run, place))
+
+
+def load_initial_params(run: Run, place: Placement | None = None) -> Params | None:
+    """The plain LM parameters of INITIAL_CHECKPOINT_PATH; None if it is not set."""
+    path = run.checkpoint_cfg.restore.path
+    if not path:
+        return None
+    shapes = states.reference_shapes(run, place)
+    return checkpoints.load_params(path, shapes, run.model.module.config)
 
 
 def has_reference(run: Run) -> bool:

@@ -8,7 +8,8 @@ import orbax.checkpoint as ocp
 
 from clp_jax import hosts
 from clp_jax.config import SaveCheckpointConfig
-from clp_jax.models.checkpoints import check_structure, restore_template
+from clp_jax.errors import naming
+from clp_jax.models.checkpoints import check_structure, restore_template, saved_structure
 
 _HINT = "; the number of rewards (m), SUBSET and the model must be those of the checkpoint"
 
@@ -77,13 +78,14 @@ class RunCheckpoints:
           batches: moved if given.
 
         Raises:
-          ValueError: no checkpoint, or one of another m, S or model size.
+          ValueError: no checkpoint, one that cannot be read, or one of another m, S or model size.
         """
         step = self.check(template, step)
         items = {"state": ocp.args.StandardRestore(restore_template(template))}
         if batches is not None:
             items["position"] = ocp.args.StandardRestore()
-        restored = self._manager.restore(step, args=ocp.args.Composite(**items))
+        with naming(str(self._directory / str(step)), self._way_out(step)):
+            restored = self._manager.restore(step, args=ocp.args.Composite(**items))
         if batches is not None:
             batches.restore(restored["position"])
         return restored["state"]
@@ -91,13 +93,13 @@ class RunCheckpoints:
     def check(self, template: Any, step: int | None = None) -> int:
         """Returns the step to restore; raises as `restore` does, but reads no arrays."""
         step = self.existing_step(step)
-        found = self._manager.item_metadata(step)
-        check_structure(found["state"].tree, template, f"{self._directory}/{step}", _HINT)
+        found = self._structure(step, "state")
+        check_structure(found, template, f"{self._directory}/{step}", _HINT)
         return step
 
     def position_names(self) -> list[str]:
         """The names in the latest data position; there has to be one."""
-        return list(self._manager.item_metadata(self.existing_step())["position"].tree)
+        return list(self._structure(self.existing_step(), "position"))
 
     def existing_step(self, step: int | None = None) -> int:
         """`step`, or None for the latest.
@@ -111,6 +113,19 @@ class RunCheckpoints:
             wanted = "no checkpoint" if step is None else f"no checkpoint of step {step}"
             raise ValueError(f"{wanted} in {self._directory}; steps there: {known}")
         return step
+
+    def _structure(self, step: int, item: str) -> Any:
+        try:
+            return saved_structure(self._directory / str(step) / item)
+        except ValueError as error:
+            raise ValueError(f"{error}{self._way_out(step)}") from error
+
+    def _way_out(self, step: int) -> str:
+        """What to do if the checkpoint of a step cannot be read."""
+        others = [other for other in self.all_steps() if other != step]
+        if not others:
+            return "; there is no other checkpoint of this run"
+        return f"; without {self._directory}/{step} the run continues from step {max(others)}"
 
     def wait(self) -> None:
         """Waits until everything is on disk."""

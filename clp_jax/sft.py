@@ -1,7 +1,8 @@
 """Supervised finetuning of the reference policy on the reference summaries.
 
-Writes MODEL_DIR/reference. Give that MODEL_DIR to clp_jax.train as INITIAL_CHECKPOINT_PATH, or run
-clp_jax.train in the same MODEL_DIR.
+It begins with INITIAL_CHECKPOINT_PATH (FLAN-T5's, say), or with random parameters where that is
+None, and writes MODEL_DIR/reference. Give that MODEL_DIR to clp_jax.train as
+INITIAL_CHECKPOINT_PATH, or run clp_jax.train in the same MODEL_DIR.
 
   python -m clp_jax.sft --gin_file=gin/clp_attn.gin --gin_file=gin/briefs.gin
 """

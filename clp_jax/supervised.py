@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from clp_jax import loop, losses, metrics_log, states
+from clp_jax import loop, losses, metrics_log, restoring, states
 from clp_jax.config import Run
 from clp_jax.data.batches import Batch, shared
 from clp_jax.hosts import Rows
@@ -28,6 +28,8 @@ State = dict[str, Any]
 
 def finetune(run: Run, place: Placement, stop: loop.Stop | None = None) -> Params:
     """Trains the reference policy, or reads on where an earlier call was killed.
+
+    It begins with INITIAL_CHECKPOINT_PATH, or with random parameters where that is None.
 
     Args:
       run: the configuration; `run.sft` says how.
@@ -45,11 +47,12 @@ def finetune(run: Run, place: Placement, stop: loop.Stop | None = None) -> Param
     batches = shared(config, run.random_seed, place)
     saved = RunCheckpoints(checkpoint_folder(run), run.checkpoint_cfg.save)
     step = SupervisedStep(run, place)
-    state = step.first_state()
     first_step = saved.latest_step() or 0
     if first_step:
         say(f"sft: resuming from step {first_step}")
-        state = saved.restore(state, first_step, batches)
+        state = saved.restore(step.state_shapes(), first_step, batches)
+    else:
+        state = step.first_state()
     log = metrics_log.opened(folder / "sft", first_step)
     state = loop.train(
         step,
@@ -86,8 +89,7 @@ class SupervisedStep:
     def __init__(self, run: Run, place: Placement):
         self._run, self._place = run, place
         module, optimizer = run.model.module, run.sft.optimizer
-        shapes = jax.eval_shape(lambda p: _state(run, p), states.reference_shapes(run))
-        self._shardings = place.parameters(module, shapes)
+        self._shardings = place.parameters(module, self._shapes())
         self._step = jax.jit(
             place.traced(functools.partial(_counted_step, module, optimizer)),
             donate_argnums=0,
@@ -96,9 +98,21 @@ class SupervisedStep:
         self._rows = Rows(place.batch, run.sft.batch_size)
 
     def first_state(self) -> State:
-        """Random parameters and their optimizer's state."""
-        params = states.init_params(self._run, self._place)
-        return jax.jit(lambda p: _state(self._run, p), out_shardings=self._shardings)(params)
+        """Parameters of INITIAL_CHECKPOINT_PATH, or random ones, and their optimizer's state."""
+        run, place = self._run, self._place
+        params = restoring.load_initial_params(run, place)
+        if params is None:
+            say("sft: from random parameters, as INITIAL_CHECKPOINT_PATH is None")
+            params = states.init_params(run, place)
+        return jax.jit(lambda p: _state(run, p), out_shardings=self._shardings)(params)
+
+    def state_shapes(self) -> State:
+        """The shapes of `first_state`, with their shardings."""
+        return self._place.shapes(self._run.model.module, self._shapes())
+
+    def _shapes(self) -> State:
+        run = self._run
+        return jax.eval_shape(lambda p: _state(run, p), states.reference_shapes(run))
 
     def __call__(self, state: State, batch: Batch, step: int) -> tuple[State, dict[str, Any]]:
         """See `clp_jax.loop.Step`."""

@@ -269,10 +269,13 @@ def load_reference(
     place = place or states.placement(run)
     if hosts.unanimous(restoring.has_reference(run)):
         return restoring.restore_reference(run, place)
-    if run.checkpoint_cfg.restore.path:
-        shapes = states.reference_shapes(run, place)
-        config = run.model.module.config
-        reference = checkpoints.load_params(run.checkpoint_cfg.restore.path, shapes, config)
+    reference = restoring.load_initial_params(run, place)
+    if reference is not None:
+        if run.sft.steps:
+            say(
+                f"INITIAL_CHECKPOINT_PATH is the reference policy as it is: SFT_STEPS="
+                f"{run.sft.steps} are not trained (clp_jax.sft trains them)"
+            )
     elif run.sft.steps:
         return supervised.finetune(run, place, stop)
     else:

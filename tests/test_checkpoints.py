@@ -1,13 +1,20 @@
 """Our own checkpoints of parameters, and directories that are there whole or not at all."""
 
+import gc
+import re
+import shutil
 import subprocess
 import sys
+import threading
 
 import jax
 import numpy as np
 import pytest
+from hf_directories import write_directory
 
-from clp_jax.models import checkpoints
+from clp_jax.config import SaveCheckpointConfig
+from clp_jax.models import checkpoints, hf_checkpoints, t5x_checkpoints
+from clp_jax.run_checkpoints import RunCheckpoints
 
 TWO_DEVICES = """
 import os, sys
@@ -61,3 +68,161 @@ def test_what_a_killed_process_left_is_no_obstacle(tmp_path):
         partial.mkdir()
     assert [p.name for p in tmp_path.iterdir()] == ["x"]
     assert not any((tmp_path / "x").iterdir())
+
+
+def test_what_stood_there_when_a_process_was_killed_is_put_back(tmp_path):
+    old = tmp_path / ".x.old"  # renamed, and then the process ended
+    old.mkdir()
+    (old / "file").write_text("first")
+    with pytest.raises(OSError, match="no space"), checkpoints.whole_directory(tmp_path / "x"):
+        raise OSError("no space")
+    assert (tmp_path / "x" / "file").read_text() == "first"
+    assert [p.name for p in tmp_path.iterdir()] == ["x"]
+
+
+def test_a_file_is_replaced_as_a_directory_is(tmp_path):
+    (tmp_path / "x").write_text("a file")
+    with checkpoints.whole_directory(tmp_path / "x") as partial:
+        partial.mkdir()
+    assert [p.name for p in tmp_path.iterdir()] == ["x"]
+    assert (tmp_path / "x").is_dir()
+
+
+def test_writers_of_one_directory_wait_for_each_other(tmp_path):
+    entered = threading.Event()
+
+    def write(content):
+        with checkpoints.whole_directory(tmp_path / "x") as partial:
+            entered.set()
+            partial.mkdir()
+            (partial / content).touch()
+
+    second = threading.Thread(target=write, args=("second",))
+    with checkpoints.whole_directory(tmp_path / "x") as partial:
+        second.start()
+        assert not entered.wait(0.3)
+        partial.mkdir()
+        (partial / "first").touch()
+    second.join(timeout=30)
+    assert [p.name for p in (tmp_path / "x").iterdir()] == ["second"]
+    assert [p.name for p in tmp_path.iterdir()] == ["x"]
+
+
+KERNEL = np.random.default_rng(0).normal(size=(60, 70)).astype(np.float32)
+PARAMS = {"a": {"kernel": KERNEL}, "b": np.ones(3, np.float32)}
+SHAPES = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), PARAMS)
+
+
+def cut(file, how):
+    content = file.read_bytes()
+    file.unlink()
+    if how != "deleted":
+        file.write_bytes(content[: len(content) // 2] if how == "halved" else b"")
+
+
+def refusal(call, *args):
+    """What a ValueError says. Orbax leaves behind what other reads raised; here that ends."""
+    try:
+        call(*args)
+    except ValueError as error:
+        message = str(error)
+    gc.collect()
+    return message
+
+
+ORBAX_LEAVES_READS_BEHIND = pytest.mark.filterwarnings(
+    "ignore::pytest.PytestUnraisableExceptionWarning"
+)
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    path = tmp_path_factory.mktemp("saved") / "x"
+    checkpoints.save_params(path, PARAMS)
+    return path
+
+
+@ORBAX_LEAVES_READS_BEHIND
+@pytest.mark.parametrize("how", ["deleted", "empty", "halved"])
+@pytest.mark.parametrize(
+    ("file", "named"),
+    [
+        ("_METADATA", "[Mm]etadata"),
+        ("manifest.ocdbt", '"[ab][./]|manifest'),
+        ("d/*", "/d/"),
+        ("ocdbt.process_0/d/*", "a.kernel"),
+    ],
+)
+def test_a_damaged_checkpoint_is_named_and_what_of_it_is(saved, tmp_path, file, named, how):
+    path = tmp_path / checkpoints.REFERENCE
+    shutil.copytree(saved, path)
+    cut(max(path.glob(file), key=lambda file: file.stat().st_size), how)
+    for place in (path, tmp_path):
+        message = refusal(checkpoints.load_params, place, SHAPES)
+        assert re.match(f"{path} cannot be read: .*({named})", message), message
+        assert len(message) < 500 + 3 * len(str(path))
+
+
+def test_what_is_no_checkpoint(saved, tmp_path):
+    (tmp_path / "empty").mkdir()
+    for path, message in {
+        "none": "no checkpoint at .*none: there is no such directory",
+        "empty": "empty is not a checkpoint of parameters: neither ours",
+        "empty/file": "no checkpoint at .*file: that is a file; valid is its directory",
+    }.items():
+        (tmp_path / "empty" / "file").touch()
+        with pytest.raises(ValueError, match=message):
+            checkpoints.check_params(tmp_path / path, SHAPES)
+
+
+@pytest.mark.parametrize("name", ["runs", "checkpoint_9"])
+def test_a_run_has_its_own_reference_whatever_else_is_in_it(saved, tmp_path, name):
+    run = tmp_path / name
+    shutil.copytree(saved, run / checkpoints.REFERENCE)
+    t5x_checkpoints.save(run / "checkpoint_7", jax.tree.map(np.zeros_like, PARAMS))
+    (run / "config.json").write_text("{}")
+    got = checkpoints.load_params(run, SHAPES)
+    np.testing.assert_array_equal(got["a"]["kernel"], KERNEL)
+
+
+def test_a_hugging_face_directory_may_have_the_name_of_a_step(tmp_path):
+    path = write_directory(tmp_path / "checkpoint_7")
+    shapes = hf_checkpoints.shapes(path)
+    got = checkpoints.load_params(path, shapes)
+    jax.tree.map(np.testing.assert_array_equal, got, hf_checkpoints.load(path, shapes))
+
+
+def test_two_checkpoints_in_one_directory_are_told_apart_by_the_user(tmp_path):
+    path = write_directory(tmp_path / "both")
+    t5x_checkpoints.save(path / "checkpoint_7", PARAMS)
+    with pytest.raises(ValueError, match="both holds a checkpoint of T5X .*and one of Hugging"):
+        checkpoints.load_params(path, SHAPES)
+    got = checkpoints.load_params(path / "checkpoint_7", SHAPES)
+    np.testing.assert_array_equal(got["a"]["kernel"], KERNEL)
+
+
+class Nowhere:
+    """A position in data that has none."""
+
+    def position(self):
+        return {"x": np.zeros(1)}
+
+
+@ORBAX_LEAVES_READS_BEHIND
+@pytest.mark.parametrize("how", ["deleted", "empty", "halved"])
+@pytest.mark.parametrize("file", ["state/_METADATA", "state/manifest.ocdbt", "state/ocdbt*/d/*"])
+def test_a_damaged_step_of_a_run_says_where_the_run_can_go_on(tmp_path, file, how):
+    saved = RunCheckpoints(tmp_path, SaveCheckpointConfig(period=1, keep=2))
+    for step in (3, 5):
+        saved.save(step, PARAMS, Nowhere())
+    saved.wait()
+    cut(max((tmp_path / "5").glob(file), key=lambda file: file.stat().st_size), how)
+    way_out = f"cannot be read: .*; without {tmp_path}/5 the run continues from step 3"
+    message = refusal(saved.restore, SHAPES)
+    assert re.match(f"{tmp_path}/5.* {way_out}", message), message
+    shutil.rmtree(tmp_path / "5")
+    again = RunCheckpoints(tmp_path)
+    np.testing.assert_array_equal(again.restore(SHAPES)["b"], PARAMS["b"])
+    (tmp_path / "9").mkdir()
+    with pytest.raises(ValueError, match="9/state.* no such directory; without .* from step 3"):
+        RunCheckpoints(tmp_path).restore(SHAPES)

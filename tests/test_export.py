@@ -165,10 +165,97 @@ def test_what_is_there_is_replaced_only_when_asked_and_only_by_a_whole_one(
     assert [p.name for p in tmp_path.iterdir()] == ["out"]
     exporting.Export.of(run, at(run, 0, 1)).write(str(path), overwrite=True)
     assert (path / "model.safetensors").read_bytes() != before["model.safetensors"]
-    (tmp_path / "mine").mkdir()
-    (tmp_path / "mine/letter.txt").write_text("dear")
-    with pytest.raises(ValueError, match="mine exists and is no export"):
-        export(run, tmp_path / "mine", overwrite=True)
+
+
+@pytest.mark.parametrize("file_format", exporting.FORMATS)
+def test_nothing_but_an_export_is_ever_replaced(run, tmp_path, file_format):
+    path = export(run, tmp_path / "out", file_format)
+    export(run, tmp_path / "out", file_format, overwrite=True)
+    (path / "optimizer.pt").write_text("mine")
+    with pytest.raises(ValueError, match="has optimizer.pt, which no export wrote"):
+        export(run, tmp_path / "out", file_format, overwrite=True)
+    (path / exporting.MANIFEST).unlink()
+    with pytest.raises(ValueError, match=f"exists and is no export .*{exporting.MANIFEST}"):
+        export(run, tmp_path / "out", file_format, overwrite=True)
+    assert (path / "optimizer.pt").read_text() == "mine"
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises((ValueError, OSError), match="file"):
+        export(run, tmp_path / "file", file_format, overwrite=True)
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+@pytest.mark.parametrize("file_format", exporting.FORMATS)
+def test_a_run_is_not_written_over(run, file_format):
+    before = sorted(pathlib.Path(run.model_dir).rglob("*"))
+    for place in ("", "checkpoints", "checkpoints/9", "reference/x", "../run"):
+        with pytest.raises(ValueError, match="is where the run keeps its own state"):
+            export(run, pathlib.Path(run.model_dir, place), file_format, overwrite=True)
+    assert sorted(pathlib.Path(run.model_dir).rglob("*")) == before
+
+
+def test_a_bucket_is_not_taken_for_a_directory(run, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match="--output=gs://bucket/x: models are written to a direct"):
+        export(run, "gs://bucket/x")
+    assert not any(tmp_path.iterdir())
+
+
+def test_formats_are_not_mixed_in_one_directory(run, tmp_path):
+    export(run, tmp_path / "hf")
+    with pytest.raises(ValueError, match="hf holds a Hugging Face model"):
+        export(run, tmp_path / "hf", "t5x")
+    export(run, tmp_path / "t5x", "t5x")
+    with pytest.raises(ValueError, match="t5x exists and is no export"):
+        export(run, tmp_path / "t5x", overwrite=True)
+
+
+@pytest.mark.parametrize("file_format", exporting.FORMATS)
+@pytest.mark.parametrize(
+    ("value", "dtype", "message"),
+    [
+        (np.nan, "float32", "NaN or infinite"),
+        (-np.inf, "bfloat16", "NaN or infinite"),
+        (1e6, "float16", "value of 1000000.0, too large for float16.*bfloat16 or float32"),
+        (3.4e38, "bfloat16", "too large for bfloat16"),
+    ],
+)
+def test_values_that_a_type_has_not(run, tmp_path, file_format, value, dtype, message):
+    made = exporting.Export.of(run, part="reference")
+    made.params["decoder"]["decoder_norm"]["scale"] = np.full(16, value, np.float32)
+    with pytest.raises(ValueError, match=f"decoder/decoder_norm/scale has .*{message}"):
+        made.write(str(tmp_path / "out"), file_format, dtype)
+    assert not (tmp_path / "out/checkpoint_7").exists()
+    assert not (tmp_path / "out/config.json").exists()
+
+
+def test_who_may_read_one_file_may_read_all(run, tmp_path):
+    path = export(run, tmp_path / "out")
+    assert len({file.stat().st_mode for file in path.iterdir()}) == 1
+
+
+def test_extra_ids_are_those_of_transformers_too(run, tmp_path, monkeypatch):
+    import seqio
+
+    file = run.model.vocabulary.sentencepiece_model_file
+    vocabulary = seqio.SentencePieceVocabulary(file, extra_ids=100)
+    monkeypatch.setitem(run.model.__dict__, "vocabulary", vocabulary)
+    path = export(run, tmp_path / "out")
+    assert (path / "spiece.model").read_bytes() == pathlib.Path(file).read_bytes()
+    if importlib.util.find_spec("transformers"):
+        done = subprocess.run(
+            [sys.executable, "-c", EXTRA_IDS, str(path)], capture_output=True, text=True, check=True
+        )
+        length, ids = json.loads(done.stdout.splitlines()[-1])
+        assert length == vocabulary.vocab_size
+        assert ids == [vocabulary.vocab_size - 1, vocabulary.vocab_size - 100]
+
+
+EXTRA_IDS = """
+import json, sys, transformers
+tokenizer = transformers.AutoTokenizer.from_pretrained(sys.argv[1])
+ids = tokenizer.convert_tokens_to_ids(["<extra_id_0>", "<extra_id_99>"])
+print(json.dumps([len(tokenizer), ids]))
+"""
 
 
 @pytest.mark.parametrize(

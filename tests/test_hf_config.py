@@ -49,15 +49,6 @@ def test_config_json(config, tmp_path):
     assert expected.items() <= fields.items()
     ids = {"decoder_start_token_id": 0, "eos_token_id": 3, "pad_token_id": 0}
     assert json.loads((tmp_path / "generation_config.json").read_text()) == ids | generation
-    assert hf_checkpoints.read_eos_ids(tmp_path) == (3,)
-
-
-@pytest.mark.parametrize(("found", "ids"), [(None, ()), (1, (1,)), ([1, 5], (1, 5))])
-def test_eos_ids(found, ids, tmp_path):
-    assert (
-        hf_checkpoints.read_eos_ids(write_directory(tmp_path, fields={"eos_token_id": found}))
-        == ids
-    )
 
 
 def test_what_older_files_leave_out_is_as_it_was_then(tmp_path):

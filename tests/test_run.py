@@ -11,7 +11,17 @@ import pytest
 import smoke
 from smoke import lines
 
-from clp_jax import command_line, evaluate, generate, restoring, sft, states, train, training
+from clp_jax import (
+    command_line,
+    evaluate,
+    generate,
+    restoring,
+    sft,
+    states,
+    supervised,
+    train,
+    training,
+)
 from clp_jax.config import RestoreCheckpointConfig
 from clp_jax.models import checkpoints
 
@@ -322,6 +332,27 @@ def test_sft_makes_a_reference_that_train_takes(tmp_path, capfd):
             command.main(smoke.flags(tmp_path, "SFT_STEPS=3"))
         assert "SFT_STEPS: 2 -> 3" in capfd.readouterr().err
     jax.tree.map(np.testing.assert_array_equal, training.load_reference(run), reference)
+
+
+def test_sft_begins_with_the_initial_checkpoint(trained, tmp_path, capfd):
+    bindings = [f"INITIAL_CHECKPOINT_PATH={str(trained)!r}", "SFT_STEPS=1"]
+    run = smoke.configured(tmp_path / "on", *bindings)
+    step = supervised.SupervisedStep(run, states.placement(run))
+    expected = checkpoints.load_params(trained, states.reference_shapes(run))
+    first = step.first_state()
+    jax.tree.map(np.testing.assert_array_equal, first["params"], expected)
+    shapes = jax.tree.map(lambda x: (x.shape, x.dtype, x.sharding), (first, step.state_shapes()))
+    assert shapes[0] == shapes[1]
+    losses = []
+    for name, some in (("on", bindings), ("new", bindings[1:])):
+        sft.main(smoke.flags(tmp_path / name, *some))
+        losses.append(lines(tmp_path / name / "sft/metrics.jsonl")[0]["loss/cross_entropy"])
+    assert losses[0] < losses[1] - 0.2
+    assert capfd.readouterr().err.count("from random parameters") == 1
+    # Training takes a checkpoint as it is, and says so.
+    again = smoke.configured(tmp_path / "as_it_is", *bindings)
+    jax.tree.map(np.testing.assert_array_equal, training.load_reference(again), expected)
+    assert "SFT_STEPS=1 are not trained" in capfd.readouterr().err
 
 
 def test_help_helps():

@@ -2,6 +2,8 @@
 
 import contextlib
 import difflib
+import fcntl
+import os
 import pathlib
 import shutil
 from collections.abc import Iterator
@@ -12,6 +14,7 @@ import jax
 import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
+from clp_jax.errors import naming
 from clp_jax.models import hf_checkpoints, t5x_checkpoints
 from clp_jax.models.config import T5Config
 from clp_jax.models.partitioning import put
@@ -20,6 +23,10 @@ Params = Any
 
 # A training run's MODEL_DIR holds the plain LM parameters of its reference policy here.
 REFERENCE = "reference"
+
+# One of these is in every checkpoint that orbax writes for us.
+_OWN_FILES = ("_METADATA", "manifest.ocdbt", "ocdbt.process_0")
+_NO_DIRECTORY = "there is no such directory"
 
 
 def save_params(path: str | pathlib.Path, params: Params) -> None:
@@ -32,6 +39,9 @@ def save_params(path: str | pathlib.Path, params: Params) -> None:
 def whole_directory(path: pathlib.Path) -> Iterator[pathlib.Path]:
     """Writes a directory that is there whole or not at all; several processes write it together.
 
+    What stood at `path` when a process was killed is put back at the next time. Of processes that
+    write to the same parent at a time, one waits for the other.
+
     Args:
       path: where it shall be.
 
@@ -42,24 +52,47 @@ def whole_directory(path: pathlib.Path) -> Iterator[pathlib.Path]:
     path = path.resolve()
     partial, old = (path.with_name(f".{path.name}.{suffix}") for suffix in ("partial", "old"))
     first = jax.process_index() == 0
-    if first:
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.parent.mkdir(parents=True, exist_ok=True)
-    _wait_for_all(f"to write {path}")
-    try:
-        yield partial
-        _wait_for_all(f"written {path}")
+    with contextlib.ExitStack() as stack:
         if first:
-            shutil.rmtree(old, ignore_errors=True)
-            if path.exists():
-                path.rename(old)
-            partial.rename(path)
-    finally:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(_alone_in(path.parent))
+            if old.exists() and not path.exists():
+                old.rename(path)
+            _remove(partial)
+        _wait_for_all(f"to write {path}")
+        try:
+            yield partial
+            _wait_for_all(f"written {path}")
+            if first:
+                _remove(old)
+                if path.exists():
+                    path.rename(old)
+                partial.rename(path)
+        finally:
+            if first:
+                _remove(partial)
         if first:
-            shutil.rmtree(partial, ignore_errors=True)
-    if first:
-        shutil.rmtree(old, ignore_errors=True)
+            _remove(old)
     _wait_for_all(f"there is {path}")
+
+
+@contextlib.contextmanager
+def _alone_in(folder: pathlib.Path) -> Iterator[None]:
+    """Waits for other processes on this machine that write to `folder` by `whole_directory`."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        with contextlib.suppress(OSError):  # a file system without locks
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _remove(path: pathlib.Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def _wait_for_all(what: str) -> None:
@@ -93,8 +126,9 @@ def load_params(
             foreign.load(str(path), expected),
             restore_template(expected),
         )
-    with ocp.StandardCheckpointer() as checkpointer:
-        return checkpointer.restore(_own_folder(path), restore_template(expected))
+    folder = _own_folder(path)
+    with naming(str(folder)), ocp.StandardCheckpointer() as checkpointer:
+        return checkpointer.restore(folder, restore_template(expected))
 
 
 def restore_template(tree: Any) -> Any:
@@ -122,30 +156,48 @@ def check_params(
         return
     folder = _own_folder(path)
     if not folder.is_dir():
-        raise ValueError(f"no checkpoint at {path}: there is no such directory")
-    with ocp.StandardCheckpointer() as checkpointer:
-        try:
-            found = checkpointer.metadata(folder).item_metadata
-        except (ValueError, OSError, KeyError) as error:
-            raise ValueError(f"{path} is not a checkpoint: {error}") from error
-    if found is None:
+        lack = "that is a file; valid is its directory" if folder.exists() else _NO_DIRECTORY
+        raise ValueError(f"no checkpoint at {path}: {lack}")
+    if not any((folder / name).exists() for name in _OWN_FILES):
         raise ValueError(
             f"{path} is not a checkpoint of parameters: neither ours (nor a MODEL_DIR with a "
             f"{REFERENCE}/), nor of T5X (checkpoint_N/), nor of Hugging Face (config.json)"
         )
-    check_structure(found.tree, expected, str(path))
+    check_structure(saved_structure(folder), expected, str(path))
+
+
+def saved_structure(folder: pathlib.Path) -> Any:
+    """The tree of one of our checkpoints, its leaves with a `shape`.
+
+    Raises:
+      ValueError: it cannot be read.
+    """
+    if not folder.is_dir():
+        raise ValueError(f"no checkpoint at {folder}: {_NO_DIRECTORY}")
+    with naming(str(folder)):
+        return ocp.StandardCheckpointHandler().metadata(folder).tree
 
 
 def _foreign_format(path: str | pathlib.Path) -> ModuleType | None:
     """The module that reads `path`; None for our own format."""
-    # T5X first, because only it reads buckets.
-    formats = (t5x_checkpoints, hf_checkpoints)
-    return next((each for each in formats if each.recognises(str(path))), None)
+    if _holds_reference(path):  # whatever else is in that MODEL_DIR, and however it is named
+        return None
+    formats = [each for each in (t5x_checkpoints, hf_checkpoints) if each.recognises(str(path))]
+    if len(formats) > 1:
+        raise ValueError(
+            f"{path} holds a checkpoint of T5X (checkpoint_N/ or a file `checkpoint`) and one of "
+            "Hugging Face (config.json or weights); move one of them to a directory of its own"
+        )
+    return formats[0] if formats else None
 
 
 def _own_folder(path: str | pathlib.Path) -> pathlib.Path:
     folder = pathlib.Path(path).resolve()
-    return folder / REFERENCE if (folder / REFERENCE).is_dir() else folder
+    return folder / REFERENCE if _holds_reference(path) else folder
+
+
+def _holds_reference(path: str | pathlib.Path) -> bool:
+    return pathlib.Path(path, REFERENCE).is_dir()
 
 
 def check_structure(found: Any, expected: Any, source: str, hint: str = "") -> None:

@@ -7,9 +7,9 @@ from typing import Any
 import jax.numpy as jnp
 
 from clp_jax.errors import unknown_name
+from clp_jax.models.dtypes import DTYPES
 from clp_jax.models.layers import ACTIVATIONS
 
-_DTYPES = ("bfloat16", "float16", "float32")
 _REMAT_POLICIES = ("none", "minimal", "full")
 _SIZES = (
     "vocab_size",
@@ -64,8 +64,8 @@ class T5Config:
 
     def __post_init__(self) -> None:
         dtype_name = self.dtype if isinstance(self.dtype, str) else jnp.dtype(self.dtype).name
-        if dtype_name not in _DTYPES:
-            raise ValueError(unknown_name("dtype", dtype_name, _DTYPES, "T5Config.dtype"))
+        if dtype_name not in DTYPES:
+            raise ValueError(unknown_name("dtype", dtype_name, DTYPES, "T5Config.dtype"))
         if isinstance(self.mlp_activations, str) or not self.mlp_activations:
             raise ValueError(
                 f"T5Config.mlp_activations is {self.mlp_activations!r}; valid is a tuple of one or "

@@ -21,6 +21,7 @@ from flax import traverse_util
 from clp_jax.errors import unknown_name
 from clp_jax.models import hf_config, hf_safetensors, layers
 from clp_jax.models.config import T5Config
+from clp_jax.models.dtypes import DTYPES, converted
 
 Params = Any
 Path = str | pathlib.Path
@@ -83,17 +84,6 @@ def read_config(path: Path) -> T5Config:
       ValueError: config.json or a header is malformed, or the model is none that our T5 can be.
     """
     return _open(path).config
-
-
-def read_eos_ids(path: Path) -> tuple[int, ...]:
-    """The tokens that end a completion, by config.json; none if it says nothing of them.
-
-    Raises:
-      ValueError: there is no readable config.json.
-    """
-    fields = hf_safetensors.read_json(pathlib.Path(path) / hf_config.FILE_NAME)
-    found = fields.get("eos_token_id") or ()
-    return (found,) if isinstance(found, int) else tuple(found)
 
 
 def check_config(path: Path, config: T5Config) -> None:
@@ -171,10 +161,10 @@ def save(
 
     Raises:
       ValueError: an unknown dtype, activations that Hugging Face's T5 has not, parameters that
-        are not those of `config`, or a value that is too large for `dtype`.
+        are not those of `config`, or a value that is not finite or too large for `dtype`.
     """
-    if dtype not in _DTYPES.values():
-        raise ValueError(unknown_name("dtype", dtype, _DTYPES.values()))
+    if dtype not in DTYPES:
+        raise ValueError(unknown_name("dtype", dtype, DTYPES))
     folder = pathlib.Path(path)
     fields = hf_config.to_json(config, dtype, eos_id)
     leaves = list(_leaves(config))
@@ -301,13 +291,5 @@ def _check_params(arrays: dict[str, Any], leaves: list[_Leaf]) -> None:
 
 def _convert(array: Any, leaf: _Leaf, dtype: str) -> np.ndarray:
     """One of our arrays as their tensor."""
-    array = np.asarray(array)
-    with np.errstate(over="ignore"):
-        converted = array.astype(jnp.dtype(dtype))
-    overflow = np.isinf(converted) & ~np.isinf(array)
-    if overflow.any():
-        raise ValueError(
-            f"the parameter {leaf.ours} has a value of {array[overflow][0]}, too large for "
-            f"{dtype}; valid is a type of larger range: bfloat16 or float32"
-        )
-    return converted.T if leaf.transposed else converted
+    array = converted(leaf.ours, array, dtype)
+    return array.T if leaf.transposed else array

@@ -57,7 +57,7 @@ def read_json(file: pathlib.Path) -> dict[str, Any]:
         fields = json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise ValueError(f"{file} is missing; a Hugging Face directory has one") from error
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ValueError(f"{file} is not readable as JSON: {error}") from error
     if not isinstance(fields, dict):
         raise ValueError(f"{file} holds a {type(fields).__name__}; valid is a JSON object")
@@ -88,7 +88,7 @@ def find_weights(folder: pathlib.Path) -> pathlib.Path:
                 f"{other} is not read, only safetensors are; to convert it{needs}:\n"
                 "  from transformers import AutoModelForSeq2SeqLM\n"
                 f"  AutoModelForSeq2SeqLM.from_pretrained({str(folder)!r}{option})"
-                f".save_pretrained({folder.name + '-safetensors'!r})"
+                f".save_pretrained({folder.resolve().name + '-safetensors'!r})"
             )
     raise ValueError(f"{folder} has no weights; expected is {WEIGHTS} or {INDEX}")
 
@@ -126,7 +126,13 @@ def read_headers(weights: pathlib.Path, ours: Mapping[str, str]) -> dict[str, Te
                     f"{file} lacks {describe(name, ours)}, which {weights.name} expects there"
                 )
         # A tensor that the index places elsewhere is read there.
-        tensors |= {k: v for k, v in header.items() if weight_map.get(k, shard) == shard}
+        here = {k: v for k, v in header.items() if weight_map.get(k, shard) == shard}
+        if twice := sorted(here.keys() & tensors.keys()):
+            raise ValueError(
+                f"{describe(twice[0], ours)} is in {tensors[twice[0]].file} and in {file}, and "
+                f"{weights.name} does not say which of them counts"
+            )
+        tensors |= here
     return tensors
 
 
@@ -192,7 +198,10 @@ def write(folder: pathlib.Path, sources: Mapping[str, Source], max_shard_bytes: 
     for file, names in zip(files, shards, strict=True):
         # safetensors writes an array's bytes as they lie in memory, whatever its strides.
         tensors = {name: np.ascontiguousarray(sources[name].make()) for name in names}
+        (folder / file).touch()
+        mode = (folder / file).stat().st_mode
         save_file(tensors, folder / file, metadata={"format": "pt"})
+        (folder / file).chmod(mode)  # safetensors lets none but the owner read what it writes
     if len(shards) > 1:
         total_size = sum(source.num_bytes for source in sources.values())
         weight_map = {

@@ -26,6 +26,7 @@ import tensorstore as ts
 from flax import serialization, traverse_util
 
 from clp_jax.errors import unknown_name
+from clp_jax.models.dtypes import DTYPES, converted
 
 Params = Any
 
@@ -33,7 +34,6 @@ _INDEX = "checkpoint"
 _STEP = re.compile(r"checkpoint_(\d+)")
 # Version 2 differs only in that it has bfloat16 as uint16, which is refused.
 _VERSIONS = (2, 3)
-_DTYPES = ("bfloat16", "float16", "float32")
 _DRIVERS = ("zarr", "zarr3")
 _CHUNK_BYTES = 64 * 2**20
 
@@ -53,9 +53,12 @@ def recognises(path: str) -> bool:
     folder = pathlib.Path(path)
     if not folder.is_dir():
         return folder.is_file() and folder.name == _INDEX
-    # A directory named as T5X does is one, if only to say what it lacks.
-    names = [folder.resolve().name, *(entry.name for entry in folder.iterdir())]
-    return (folder / _INDEX).is_file() or any(_STEP.fullmatch(name) for name in names)
+    names = {entry.name for entry in folder.iterdir()}
+    if (folder / _INDEX).is_file() or any(_STEP.fullmatch(name) for name in names):
+        return True
+    # A directory named as T5X does is one, if only to say what it lacks, unless it is another's.
+    theirs = not names or any(name == "state" or name.startswith("target.") for name in names)
+    return theirs and bool(_STEP.fullmatch(folder.resolve().name))
 
 
 def shapes(path: str) -> Params:
@@ -113,16 +116,17 @@ def save(path: pathlib.Path, params: Params, step: int = 0, dtype: str = "float3
       dtype: of the arrays in the files: float32, bfloat16 or float16.
 
     Raises:
-      ValueError: unknown `dtype`, or a file cannot be written.
+      ValueError: unknown `dtype`, a value that is not finite or too large for it, or a file cannot
+        be written.
     """
-    if dtype not in _DTYPES:
-        raise ValueError(unknown_name("dtype", dtype, _DTYPES))
+    if dtype not in DTYPES:
+        raise ValueError(unknown_name("dtype", dtype, DTYPES))
     path.mkdir(parents=True, exist_ok=True)
     folder = _folder(str(path))
     specs = {}
     # One at a time, as each may be copied on its way.
     for name, leaf in traverse_util.flatten_dict(params, sep="/").items():
-        array = np.asarray(leaf).astype(jnp.dtype(dtype), copy=False)
+        array = converted(name, leaf, dtype)
         file = f"target.{name.replace('/', '.')}"
         # Weights hardly compress, and gzip takes 20 times as long. T5X asks for the key.
         metadata = {"shape": list(array.shape), "chunks": _chunks(array), "compressor": None}
@@ -265,10 +269,10 @@ def _check(name: str, leaf: _Leaf, found: _Stored | np.ndarray) -> None:
             f"{leaf.source} has shape {list(store.shape)}; expected is {list(found.shape or ())}, "
             f"which the file `{_INDEX}` says"
         )
-    if store.dtype.name not in _DTYPES:
+    if store.dtype.name not in DTYPES:
         hint = "; T5X's version 2 wrote bfloat16 so" if store.dtype.name == "uint16" else ""
         raise ValueError(
-            f"{leaf.source} has dtype {store.dtype.name}; valid are {', '.join(_DTYPES)}{hint}"
+            f"{leaf.source} has dtype {store.dtype.name}; valid are {', '.join(DTYPES)}{hint}"
         )
     if store.rank > 2 or "layers" in name.split("/"):
         raise ValueError(
@@ -286,12 +290,13 @@ def _legacy_target(source: str, content: bytes) -> dict[str, _Stored | np.ndarra
         tree = serialization.msgpack_restore(content)
     except Exception as error:  # what a decoder meets in arbitrary bytes may raise anything
         raise ValueError(
-            f"{source} is truncated or no msgpack file of T5X ({len(content)} bytes): {error!r}"
+            f"{source} is truncated or no msgpack file of T5X ({len(content)} bytes): "
+            f"{error!r:.200}"
         ) from error
     version = tree.get("version") if isinstance(tree, dict) else None
-    if version not in _VERSIONS:
+    if not isinstance(version, int) or version not in _VERSIONS:
         raise ValueError(
-            f"{source} is of version {version!r}; valid are {', '.join(map(str, _VERSIONS))}"
+            f"{source} is of version {version!r:.100}; valid are {', '.join(map(str, _VERSIONS))}"
         )
     optimizer = tree.get("optimizer")
     target = optimizer.get("target") if isinstance(optimizer, dict) else None
