@@ -16,8 +16,8 @@ def keep_freed_memory() -> bool:
 
     XLA on a CPU allocates the temporaries of a program anew at every call. Large ones come from
     and go to the kernel each time, which fills every page with zeros: 75 MB in an update of the
-    model of gin/briefs.gin, a quarter of its time (benchmarks/NOTES.md). Huge pages make a step 7 %
-    faster. To be called before XLA starts its threads, which would otherwise have pools of their
+    model of gin/briefs.gin, a quarter of its time (benchmarks/NOTES.md). Huge pages save 9 % of
+    a step. To be called before XLA starts its threads, which would otherwise have pools of their
     own.
 
     Returns:

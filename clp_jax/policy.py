@@ -1,6 +1,6 @@
 """Steerable policies: a weighting in, a generator out.
 
-Everything that is steered at inference (CLP, and later soups, logit mixing and prompting) has this
+Everything that is steered at inference (CLP, soups, logit mixing and prompting) has this
 one interface, which evaluation, generation and export use.
 """
 

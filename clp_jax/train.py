@@ -15,7 +15,7 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--dry_run",
         action="store_true",
-        help="print the resolved run, its shapes and memory, write nothing, and exit",
+        help="print the resolved run, its shapes and memory, write nothing to MODEL_DIR, and exit",
     )
     group = parser.add_argument_group(
         "several hosts", "the same command on each of them; MODEL_DIR must be one they all see"

@@ -201,7 +201,7 @@ class Judgement:
       lead: win - loss, in [-1, 1].
       criteria: {criterion: its rates}.
       num_articles: P.
-      undecided: articles that lack an answer; no rate has them.
+      undecided: articles that lack an answer; in none of win, loss, tie and lead.
     """
 
     win: Estimate

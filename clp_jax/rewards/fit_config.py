@@ -219,8 +219,8 @@ class FitRun:
             )
         if not isinstance(self.objective, NLIObjective | PreferenceObjective):
             raise ValueError(
-                f"FitRun.objective={self.objective!r} must be @fitting.NLIObjective() or "
-                "@fitting.PreferenceObjective()"
+                f"FitRun.objective={self.objective!r} must be @fit_config.NLIObjective() "
+                "or @fit_config.PreferenceObjective()"
             )
         if not isinstance(self.task, str):
             raise ValueError(f"FIT_TASK={self.task!r} must be a Task of clp_jax.data.pairs")

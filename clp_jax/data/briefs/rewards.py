@@ -2,7 +2,7 @@
 
 Both are host rewards, `reward(prompts, completions, **columns) -> scores`. They read the document
 from the column "document", since the prompt may have a prefix. `columns` names what they read and
-`range` is the affine range that maps a raw score to about [0, 1] (DESIGN.md: not clipped).
+`range` is the affine range that maps a raw score to about [0, 1], without clipping.
 """
 
 import math
