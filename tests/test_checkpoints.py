@@ -212,8 +212,8 @@ class Nowhere:
 @pytest.mark.parametrize("how", ["deleted", "empty", "halved"])
 @pytest.mark.parametrize("file", ["state/_METADATA", "state/manifest.ocdbt", "state/ocdbt*/d/*"])
 def test_a_damaged_step_of_a_run_says_where_the_run_can_go_on(tmp_path, file, how):
-    saved = RunCheckpoints(tmp_path, SaveCheckpointConfig(period=1, keep=2))
-    for step in (3, 5):
+    saved = RunCheckpoints(tmp_path, SaveCheckpointConfig(period=1, keep=3))
+    for step in (1, 3, 5):
         saved.save(step, PARAMS, Nowhere())
     saved.wait()
     cut(max((tmp_path / "5").glob(file), key=lambda file: file.stat().st_size), how)

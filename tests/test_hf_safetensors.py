@@ -123,3 +123,7 @@ def test_the_index_tells_which_of_two_tensors_of_a_name_is_read(tmp_path):
         save_file(tensors | {name: np.zeros((23, 12), np.float32)}, tmp_path / shard)
     params = hf_checkpoints.load(tmp_path, expected_shapes(config))
     assert_trees_equal(params, make_params(config))
+    file = tmp_path / "model.safetensors.index.json"
+    del shards[name]
+    file.write_text(json.dumps({"weight_map": shards}))
+    assert_refused(tmp_path, "shared.weight", "is in", "and in", f"{file.name} does not say which")
