@@ -141,3 +141,26 @@ def test_initial_parameters_do_not_alias_the_reference():
     params = conditioning.init_clp_params(reference, subset.attention(), 2)
     pointers = {x.unsafe_buffer_pointer() for x in jax.tree.leaves(reference)}
     assert not pointers & {x.unsafe_buffer_pointer() for x in jax.tree.leaves(params)}
+
+
+def test_low_precision_is_mixed_in_float32():
+    low = jax.tree.map(lambda x: x.astype(jnp.bfloat16), small_tree(0))
+    params = distinct_params(low, subset.full(), 2)
+    params = jax.tree.map(lambda x: x.astype(jnp.bfloat16), params)
+    got = conditioning.condition(params, low, weighting(0.3, (0.3, 0.7)), MIX)
+    beta, kept = float(MIX(0.3)), traverse_util.flatten_dict(low)
+    for path, replicas in traverse_util.flatten_dict(params.conditioned).items():
+        first, second = np.asarray(replicas, np.float64)
+        learned = np.float32(0.3) * first + np.float32(0.7) * second
+        exact = (1 - beta) * learned + beta * np.asarray(kept[path], np.float64)
+        leaf = traverse_util.flatten_dict(got)[path]
+        assert leaf.dtype == jnp.bfloat16
+        # Rounded once: by half of the last of 8 bits, and no more.
+        error = np.abs(np.asarray(leaf, np.float64) - exact)
+        assert (error <= 1.01 * 2.0**-8 * np.exp2(np.floor(np.log2(np.abs(exact))))).all()
+
+
+def test_bytes_are_those_of_the_stored_type():
+    low = jax.tree.map(lambda x: x.astype(jnp.bfloat16), small_tree(0))
+    params = conditioning.init_clp_params(low, subset.attention(), 3)
+    assert conditioning.count_parameters(params, 3).bytes == 2 * (3 * 12 + 8 + 4)

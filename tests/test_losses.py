@@ -58,6 +58,23 @@ def test_value_loss_and_its_gradient():
     np.testing.assert_array_equal(jax.grad(losses.value_loss, 1)(values, rewards), [[0, 0]])
 
 
+def test_low_precision_logits_are_normalised_in_float32():
+    logits = (8 * jax.random.normal(jax.random.key(0), (2, 3, 50))).astype(jnp.bfloat16)
+    tokens = jnp.array([[1, 2, 3], [40, 5, 6]])
+    exact = special.log_softmax(np.asarray(logits, np.float64), axis=-1)
+    expected = np.take_along_axis(exact, np.asarray(tokens)[..., None], -1)[..., 0]
+    got = losses.token_log_probs(logits, tokens)
+    assert got.dtype == jnp.float32
+    np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_reinforce_has_no_gradient_through_the_advantage():
+    log_probs, advantages = jnp.array([-1.0, -3.0]), jnp.array([0.5, -2.0])
+    got = jax.grad(losses.reinforce_loss, argnums=(0, 1))(log_probs, advantages)
+    np.testing.assert_allclose(got[0], [-0.25, 1.0])
+    np.testing.assert_array_equal(got[1], [0, 0])
+
+
 # A policy of two tokens, small enough to sum over every completion: logits of the first token [V],
 # and of the second given the first [V, V].
 THETA = {

@@ -74,3 +74,21 @@ def test_it_mixes_once_for_a_weighting_and_anew_for_other_parameters(steered, pa
     policy.release()
     generate(WEIGHTINGS[0])
     assert mixed == [1.0, 0.25, 0.25, 1.0, 1.0]
+
+
+def test_the_reference_reads_prompts_without_weights(clp, params, reference, prompts):
+    def prompter(plain, reward_weights):
+        del reward_weights
+        return np.concatenate([np.full((len(plain), 2), 3, np.int32), plain], axis=1), None
+
+    policy = policy_lib.CLPPolicy(clp, params, reference, prompter)
+    rollout = policy.generate(WEIGHTINGS[0], np.asarray(prompts), jax.random.key(0))
+    assert rollout.prompts.shape == (4, prompts.shape[1] + 2)
+    scored = (rollout.completions, rollout.mask)
+    model = condition(params, reference, WEIGHTINGS[0], clp.kl_mix)
+    for got, source, read in (
+        (rollout.log_probs, model, rollout.prompts),
+        (rollout.reference_log_probs, reference, prompts),
+    ):
+        expected = completion_log_probs(clp.module, source, read, *scored)
+        np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-4)

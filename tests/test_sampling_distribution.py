@@ -210,3 +210,9 @@ def test_keep_top_tells_neighbouring_floats_apart(prob):
 def test_decoding_names_a_bad_value(field, value, valid):
     with pytest.raises(ValueError, match=rf"Decoding.{field} is {value}; valid is {valid}"):
         Decoding(**{"max_decode_length": 4, field: value})
+
+
+def test_a_draw_at_an_edge_goes_to_the_next():
+    weights = jnp.array([[0.0, 0.25, 0.0, 0.25, 0.5, 0.0]] * 4)
+    uniforms = jnp.array([[0.0], [0.25], [0.5], [1 - 2**-24]], jnp.float32)
+    np.testing.assert_array_equal(decoding_lib._invert_cumulative(weights, uniforms), [1, 3, 4, 4])

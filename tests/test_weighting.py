@@ -97,10 +97,6 @@ def test_bad_reward_weights(weights, message):
         w.check_reward_weights(weights, 2, "--reward_weights")
 
 
-def test_typed_weights_are_renormalised():
-    assert sum(w.check_reward_weights((0.333, 0.333, 0.334), 3)) == pytest.approx(1, abs=1e-15)
-
-
 @pytest.mark.parametrize("alpha", [0.009, 1.01, -0.1, float("nan")])
 def test_bad_kl_weight(alpha):
     with pytest.raises(ValueError, match=r"--kl_weight=.* is outside \[0.01, 1\]"):
@@ -138,3 +134,33 @@ def test_samplers_are_fitted_to_the_rewards():
 def test_bad_concentration(concentration):
     with pytest.raises(ValueError, match="must be positive"):
         w.DirichletRewardWeights(concentration)
+
+
+def test_typed_weights_are_renormalised():
+    assert sum(w.check_reward_weights((0.333, 0.333, 0.3335), 3)) == pytest.approx(1, abs=1e-12)
+    fixed = w.for_objectives(w.FixedRewardWeights((0.3335, 0.666)), 2)
+    assert sum(fixed.reward_weights) == pytest.approx(1, abs=1e-12)
+    with pytest.raises(ValueError, match="sums to 0.99"):
+        w.check_reward_weights((0.5, 0.49), 2)
+
+
+def test_kl_weight_and_reward_weights_are_independent():
+    def one_number(key):
+        return jax.random.uniform(key)
+
+    def two_numbers(key):
+        first = jax.random.uniform(key)
+        return jnp.stack([first, 1 - first])
+
+    drawn = w.sample_weightings(jax.random.key(0), one_number, two_numbers, 2000)
+    assert abs(np.corrcoef(drawn.kl_weight, drawn.reward_weights[:, 0])[0, 1]) < 0.1
+    assert len(np.unique(drawn.kl_weight)) > 1900  # and from draw to draw
+
+
+def test_which_sampler_of_a_mixture_says_nothing_of_its_draw():
+    mixture = w.MixtureSampler((jax.random.uniform, lambda key: 2 + jax.random.uniform(key)),
+                               (0.5, 0.5))  # fmt: skip
+    draws = np.asarray(jax.vmap(mixture)(jax.random.split(jax.random.key(0), 4000)))
+    for low in (0, 2):
+        of_one = draws[(draws >= low) & (draws < low + 1)] - low
+        assert stats.kstest(of_one, "uniform").pvalue > 1e-3
