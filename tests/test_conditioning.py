@@ -147,8 +147,8 @@ def test_low_precision_is_mixed_in_float32():
     low = jax.tree.map(lambda x: x.astype(jnp.bfloat16), small_tree(0))
     params = distinct_params(low, subset.full(), 2)
     params = jax.tree.map(lambda x: x.astype(jnp.bfloat16), params)
-    got = conditioning.condition(params, low, weighting(0.3, (0.3, 0.7)), MIX)
-    beta, kept = float(MIX(0.3)), traverse_util.flatten_dict(low)
+    got = conditioning.condition(params, low, weighting(0.012, (0.3, 0.7)), MIX)
+    beta, kept = float(MIX(jnp.float32(0.012))), traverse_util.flatten_dict(low)
     for path, replicas in traverse_util.flatten_dict(params.conditioned).items():
         first, second = np.asarray(replicas, np.float64)
         learned = np.float32(0.3) * first + np.float32(0.7) * second

@@ -86,23 +86,26 @@ def test_rematerialised_layers_change_nothing_but_memory(module, reference, prom
     assert_close(log_probs_and_grads(again, reference, prompts, jax.random.key(3)), expected)
 
 
-def test_rematerialisation_saves_memory(module):
+@pytest.mark.parametrize("stack", ["encoder", "decoder"])
+def test_rematerialisation_saves_memory(module, stack):
     def kept(policy):
         """Bytes that the backward pass needs of the forward pass."""
-        config = dataclasses.replace(module.config, remat_policy=policy, num_encoder_layers=4)
-        module_ = Transformer(config)
+        layers = {"num_encoder_layers": 1, "num_decoder_layers": 1, f"num_{stack}_layers": 4}
+        module_ = Transformer(dataclasses.replace(module.config, remat_policy=policy, **layers))
         tokens = jnp.ones((8, 64), jnp.int32)
         params = jax.eval_shape(
             lambda: module_.init(jax.random.key(0), tokens, tokens, tokens, enable_dropout=False)
         )["params"]
 
         def backward(params):
-            def encode(params):
-                return module_.apply(
-                    {"params": params}, tokens, enable_dropout=False, method=module_.encode
-                )
+            def forward(params):
+                apply = functools.partial(module_.apply, {"params": params}, enable_dropout=False)
+                if stack == "encoder":
+                    return apply(tokens, method=module_.encode)
+                encoded = jnp.ones((8, 64, module.config.emb_dim))
+                return apply(encoded, tokens, tokens, tokens, method=module_.decode)
 
-            return jax.vjp(encode, params)[1]
+            return jax.vjp(forward, params)[1]
 
         return sum(x.size * 4 for x in jax.tree.leaves(jax.eval_shape(backward, params)))
 

@@ -112,6 +112,13 @@ def test_prompter_writes_each_groups_weights():
     assert vocabulary.decode(out[1].tolist()) == "entailment: 1 1; rouge: 0 0. A goat sings."
 
 
+def test_a_prompt_has_room_for_the_weights_with_the_longest_names():
+    vocabulary = tasks.briefs_vocabulary()
+    prompter = policy_lib.Prompter(vocabulary, ("entailment", "rouge"), 5)
+    lengths = [len(prompter.prefix(np.array([x, 1 - x]))) for x in np.linspace(0, 1, 101)]
+    assert min(lengths) < max(lengths) <= prompter.length
+
+
 def test_supervised_step_minimises_the_mean_cross_entropy(tmp_path):
     import optax
 
