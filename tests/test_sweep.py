@@ -45,6 +45,42 @@ def test_values_are_kl_regularised():
     np.testing.assert_allclose(r.values, [[0.7, -0.2], [-1.75, -1.75]])
 
 
+def test_each_column_is_what_its_name_says():
+    rng = np.random.default_rng(0)
+    n, prompts = 3, 4
+    learned = {"prompt_raw": 5.0, "prompt_normalised": 1.0}
+    fields = {k: high * rng.random((n, prompts, 2)) for k, high in learned.items()}
+    fields |= {
+        k: rng.random((n, prompts, 1)) for k in ("prompt_other_raw", "prompt_other_normalised")
+    }
+    fields |= {f"prompt_{k}": rng.random((n, prompts)) for k in ("kl", "length", "repetition")}
+    alphas, weights = np.array([0.1, 0.2, 0.3]), rng.dirichlet([1, 1], n)
+    made = SweepResult(
+        names=("a", "b"), kl_weights=alphas, reward_weights=weights, other_names=("c",),
+        documents=np.array(["d"] * prompts), references=np.array([""] * prompts),
+        completions=np.full((n, prompts), "x"), truncated_prompts=0, **fields,
+    )  # fmt: skip
+    mean = {k.removeprefix("prompt_"): v.mean(axis=1) for k, v in fields.items()}
+    values = (1 - alphas)[:, None] * mean["normalised"] - (alphas * mean["kl"])[:, None]
+    expected = {
+        "w a": weights[:, 0], "w b": weights[:, 1], "α": alphas,
+        "a": mean["normalised"][:, 0], "b": mean["normalised"][:, 1],
+        "a (raw)": mean["raw"][:, 0], "b (raw)": mean["raw"][:, 1], "KL": mean["kl"],
+        "V a": values[:, 0], "V b": values[:, 1],
+        "length": mean["length"], "repetition": mean["repetition"],
+        "other c": mean["other_normalised"][:, 0], "other c (raw)": mean["other_raw"][:, 0],
+    }  # fmt: skip
+    assert [list(row) for row in made.rows()] == [list(expected)] * n
+    for name, column in expected.items():
+        np.testing.assert_allclose([row[name] for row in made.rows()], column, err_msg=name)
+    scalars = made.scalars()
+    for name in ("kl", "length", "repetition"):
+        assert scalars[f"eval/{name}"] == pytest.approx(mean[name].mean())
+    assert scalars["eval/other/c"] == pytest.approx(mean["other_normalised"].mean())
+    for i, name in enumerate("ab"):
+        assert scalars[f"eval/range/{name}"] == pytest.approx(np.ptp(values[:, i]))
+
+
 def test_a_steerable_front_has_tau_one_and_a_collapsed_one_has_no_range():
     front = result([[0.9, 0.1], [0.6, 0.5], [0.2, 0.8]], GRID)
     assert front.controllability == {"a": 1.0, "b": 1.0}
