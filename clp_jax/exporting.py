@@ -113,8 +113,8 @@ class Export:
         if file_format == "t5x":
             if hf_checkpoints.recognises(path):
                 raise ValueError(
-                    f"--output={path} holds a Hugging Face model; choose another directory, as no "
-                    "one could tell which of the two is meant"
+                    f"--output={path} holds a Hugging Face model; choose another directory, as "
+                    "one with both formats would not be read"
                 )
             path = path / f"checkpoint_{self.step}"
         _check_free(path, overwrite)

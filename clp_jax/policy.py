@@ -1,7 +1,7 @@
 """Steerable policies: a weighting in, a generator out.
 
-Everything that is steered at inference (CLP, soups, logit mixing and prompting) has this
-one interface, which evaluation, generation and export use.
+Everything that is steered at inference (CLP, soups, logit mixing and prompting) has this one
+interface, which evaluation, generation and export use.
 """
 
 import functools
