@@ -14,7 +14,7 @@ class Ours:
     def __init__(self, settings: Mapping[str, Any]):
         import jax
 
-        from clp_jax import host_memory
+        from clp_jax.machine import host_memory
         from clp_jax.models import sampling
         from clp_jax.models.decoding import Decoding
 

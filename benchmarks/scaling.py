@@ -63,8 +63,8 @@ def settings() -> Iterator[Setting]:
 
 def configured(setting: Setting, layers: int | None = None):
     """The run of a row; with fewer layers, rewards included, where a number is given."""
-    from clp_jax import gin_config
     from clp_jax.planning import stand_ins
+    from clp_jax.settings import gin_config
 
     rewards = ("nli", "tldr", "third")[: setting.objectives]
     bindings = [

@@ -42,11 +42,11 @@ def make_turns(settings: Mapping[str, Any]) -> dict[str, Callable[[], float]]:
     """What is timed: each makes one rollout, or one mixing, and returns its milliseconds."""
     import jax
 
-    from clp_jax import conditioning, subset, train_step
+    from clp_jax.algorithm import conditioning, subset, train_step
+    from clp_jax.algorithm.weighting import Weighting
     from clp_jax.models.decoding import Decoding
     from clp_jax.models.sampling import sample, sample_mixture
-    from clp_jax.policy import CLPPolicy
-    from clp_jax.weighting import Weighting
+    from clp_jax.policies.policy import CLPPolicy
 
     module = common.make_module(settings)
     reference = common.make_params(module)

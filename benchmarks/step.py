@@ -14,7 +14,7 @@ import processes
 _DESCRIPTION = f"""{__doc__}
 
 A step is Algorithm 1, lines 4-7: rollout, the reference's log-probabilities and rewards, and the
-update of policy and value network; compiled and donated as `clp_jax.trainer.Trainer` does. The
+update of policy and value network; compiled and donated as `clp_jax.runs.trainer.Trainer` does. The
 single policy has one objective and mixes nothing; it has a reference and a value network too. The
 rewards are functions of the completions' lengths, on the device.
 
@@ -37,7 +37,7 @@ Columns of the second table, in MiB:
                  statistics of the optimizer take
   extra/explained, xla extra/explained    shall be at most 1.1
 """
-# Name -> (name of S in clp_jax.subset, number of objectives, what the ratio shall not exceed).
+# Name -> (name of S in algorithm.subset, number of objectives, what the ratio shall not exceed).
 _VARIANTS = {"single": ("none", 1, None), "attn": ("attention", 2, 1.05), "full": ("full", 2, 1.15)}
 _PROGRAMS = ("generate", "score", "update")
 _MEMORY_BAR = 1.1
@@ -51,9 +51,9 @@ class Stepper:
         import jax
         import jax.numpy as jnp
 
-        from clp_jax import subset, train_step
+        from clp_jax.algorithm import subset, train_step
+        from clp_jax.algorithm.weighting import Weighting
         from clp_jax.models.decoding import Decoding
-        from clp_jax.weighting import Weighting
 
         subset_name, self._num_objectives, _ = _VARIANTS[settings["variant"]]
         self._clp = train_step.CLP(
@@ -75,7 +75,7 @@ class Stepper:
         """Compiles the three programs; returns the bytes that each plans with."""
         import jax
 
-        from clp_jax import train_step
+        from clp_jax.algorithm import train_step
 
         clp, key = self._clp, jax.random.key(0)
         generate = jax.jit(functools.partial(train_step.generate, clp))
@@ -136,7 +136,7 @@ def check_unmixed(clp: Any, params: Any, reference: Any, weighting: Any) -> None
     """Raises RuntimeError unless the policy has φ's own arrays for its parameters."""
     import jax
 
-    from clp_jax.conditioning import condition
+    from clp_jax.algorithm.conditioning import condition
 
     policy = condition(params, reference, weighting, clp.kl_mix)
     leaves = zip(jax.tree.leaves(policy), jax.tree.leaves(params), strict=True)
@@ -148,7 +148,7 @@ def _score(clp: Any, num_objectives: int, reference: Any, rollout: Any) -> tuple
     """The reference's log-probabilities, and rewards [B, m] that depend on lengths."""
     import jax.numpy as jnp
 
-    from clp_jax import train_step
+    from clp_jax.algorithm import train_step
 
     length = jnp.mean(rollout.mask, axis=1, keepdims=True)
     rewards = jnp.concatenate([length, 1 - length], axis=1)[:, :num_objectives]

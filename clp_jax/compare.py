@@ -29,11 +29,11 @@ _CAPTIONS = {
 def main(argv: Sequence[str]) -> None:
     """The command."""
     flags = _parser().parse_args(argv)
-    from clp_jax import command_line
+    from clp_jax.settings import command_line
 
     with command_line.errors("clp_jax.compare"):
         from clp_jax.evaluation import alignment, comparison
-        from clp_jax.metrics_log import say
+        from clp_jax.reporting.metrics_log import say
 
         point = None if flags.reference_point is None else _numbers(flags.reference_point)
         compared = comparison.compare(

@@ -21,11 +21,11 @@ if TYPE_CHECKING:
 
 def main(argv: Sequence[str]) -> None:
     """The command."""
-    from clp_jax import command_line
+    from clp_jax.settings import command_line
 
     flags = _parser().parse_args(argv)
     with command_line.errors("clp_jax.counterexample"):
-        from clp_jax.metrics_log import markdown_table, say
+        from clp_jax.reporting.metrics_log import markdown_table, say
         from clp_jax.theory import counterexample
 
         folder = pathlib.Path(flags.output)

@@ -11,15 +11,16 @@ from collections.abc import Sequence
 
 def main(argv: Sequence[str]) -> None:
     """The command."""
-    from clp_jax import command_line, host_memory
+    from clp_jax.machine import host_memory
+    from clp_jax.settings import command_line
 
     flags = _parser().parse_args(argv)
     host_memory.keep_freed_memory()
     with command_line.errors("clp_jax.evaluate"):
         run = command_line.saved_run(flags.model_dir)
         run = command_line.with_evaluation(run, flags.grid_points, flags.num_examples, flags.mixing)
-        from clp_jax import restoring
         from clp_jax.evaluation import grids, report, sweep
+        from clp_jax.runs import restoring
 
         policy, step = restoring.restore_policy(run, flags.step, flags.mixing)
         weightings = grids.grid(run, flags.kl_weight)
@@ -32,7 +33,7 @@ def main(argv: Sequence[str]) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    from clp_jax import command_line
+    from clp_jax.settings import command_line
 
     parser = argparse.ArgumentParser(
         prog="python -m clp_jax.evaluate",

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 
 def main(argv: Sequence[str]) -> None:
     """The command."""
-    from clp_jax import command_line
+    from clp_jax.settings import command_line
 
     parser = _parser()
     flags = parser.parse_args(argv)
@@ -24,7 +24,7 @@ def main(argv: Sequence[str]) -> None:
         parser.error("--kl_weight goes with --reward_weights, not with --part")
     with command_line.errors("clp_jax.export"):
         run = command_line.saved_run(flags.model_dir)
-        from clp_jax import exporting, generation
+        from clp_jax.runs import exporting, generation
 
         weighting = None
         if flags.reward_weights is not None:

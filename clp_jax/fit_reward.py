@@ -22,17 +22,18 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(argv: Sequence[str]) -> None:
     """The command."""
-    from clp_jax import command_line, host_memory
+    from clp_jax.machine import host_memory
+    from clp_jax.settings import command_line
 
     host_memory.keep_freed_memory()
     with command_line.errors("clp_jax.fit_reward"):
-        from clp_jax.rewards.fit_config import FitRun
+        from clp_jax.reward_fitting.fit_config import FitRun
 
         run, flags = command_line.configured_run(
             "clp_jax.fit_reward", __doc__, argv, _add_arguments, FitRun, "gin/rewards/nli.gin"
         )
-        from clp_jax.metrics_log import say
-        from clp_jax.rewards import fitting
+        from clp_jax.reporting.metrics_log import say
+        from clp_jax.reward_fitting import fitting
 
         fitting.check(run)
         if flags.dry_run:

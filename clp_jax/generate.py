@@ -14,13 +14,14 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 def main(argv: Sequence[str]) -> None:
     """The command."""
-    from clp_jax import command_line, host_memory
+    from clp_jax.machine import host_memory
+    from clp_jax.settings import command_line
 
     flags = _parser().parse_args(argv)
     host_memory.keep_freed_memory()
     with command_line.errors("clp_jax.generate"):
         run = command_line.saved_run(flags.model_dir)
-        from clp_jax import generation
+        from clp_jax.runs import generation
 
         weighting = generation.weighting(run, flags.reward_weights, flags.kl_weight)
         generator = generation.Generator(
@@ -56,7 +57,7 @@ def _parsed(lines: Iterable[str], field: str) -> Iterator[Mapping[str, str]]:
 
 
 def _parser() -> argparse.ArgumentParser:
-    from clp_jax import command_line
+    from clp_jax.settings import command_line
 
     parser = argparse.ArgumentParser(
         prog="python -m clp_jax.generate",

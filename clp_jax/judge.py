@@ -26,7 +26,7 @@ JUDGEMENT = "judge.json"
 
 def main(argv: Sequence[str]) -> None:
     """The command."""
-    from clp_jax import command_line
+    from clp_jax.settings import command_line
 
     flags = _parser().parse_args(argv)
     with command_line.errors("clp_jax.judge"):
@@ -250,7 +250,7 @@ def _write(judgement: "Judgement", settings: dict[str, Any], folder: pathlib.Pat
     """Writes judge.json and prints the tables."""
     import json
 
-    from clp_jax.metrics_log import markdown_table, say
+    from clp_jax.reporting.metrics_log import markdown_table, say
 
     partial = folder / f".{JUDGEMENT}.partial"
     partial.write_text(json.dumps({**settings, **judgement.to_json()}, indent=1) + "\n")

@@ -74,7 +74,7 @@ def _hint(error: Exception) -> str:
 
 def main(argv: Sequence[str]) -> None:
     """The command."""
-    from clp_jax import command_line
+    from clp_jax.settings import command_line
 
     with command_line.errors("clp_jax.plan"):
         try:
@@ -92,8 +92,8 @@ def main(argv: Sequence[str]) -> None:
 
 def _planned(run, flags: argparse.Namespace) -> bool:
     """Plans, or searches, and prints; whether something fits."""
-    from clp_jax.metrics_log import say
     from clp_jax.planning import planner, report
+    from clp_jax.reporting.metrics_log import say
 
     if str(run.model.module.config.dtype) == "float32":
         say("activations are float32; on TPUs, --gin.ACTIVATION_DTYPE=\"'bfloat16'\" is usual")

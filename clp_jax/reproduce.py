@@ -14,7 +14,7 @@ from collections.abc import Sequence
 
 def main(argv: Sequence[str]) -> None:
     """The command."""
-    from clp_jax import command_line
+    from clp_jax.settings import command_line
 
     flags = _parser().parse_args(argv)
     output = pathlib.Path(flags.output or f"runs/reproduction{'_quick' if flags.quick else ''}")

@@ -16,13 +16,13 @@ from collections.abc import Sequence
 
 def main(argv: Sequence[str]) -> None:
     """The command."""
-    from clp_jax import command_line
+    from clp_jax.settings import command_line
 
     flags = _parser().parse_args(argv)
     with command_line.errors("clp_jax.score"):
-        from clp_jax import scoring
         from clp_jax.data import tasks
-        from clp_jax.metrics_log import say
+        from clp_jax.reporting.metrics_log import say
+        from clp_jax.rewards import scoring
 
         if flags.model_dir:
             if flags.range:

@@ -13,16 +13,17 @@ from collections.abc import Sequence
 
 def main(argv: Sequence[str]) -> None:
     """The command."""
-    from clp_jax import command_line, host_memory
+    from clp_jax.machine import host_memory
+    from clp_jax.settings import command_line
 
     host_memory.keep_freed_memory()
     with command_line.errors("clp_jax.sft"):
         run, _ = command_line.configured_run("clp_jax.sft", __doc__, argv)
         if run.sft.steps < 1:
             raise ValueError(f"SFT_STEPS={run.sft.steps} leaves nothing to do")
-        from clp_jax import restoring, states, supervised, training
-        from clp_jax.preemption import Preemption
-        from clp_jax.rewards.host import RewardError
+        from clp_jax.machine.preemption import Preemption
+        from clp_jax.reporting.errors import RewardError
+        from clp_jax.runs import restoring, states, supervised, training
 
         training.check(run)
         command_line.claim_model_dir(run.model_dir)

@@ -32,7 +32,7 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _meet(flags: argparse.Namespace) -> None:
     """Meets the other hosts, if there are to be any."""
-    from clp_jax import hosts
+    from clp_jax.machine import hosts
 
     given = (flags.coordinator_address, flags.process_count, flags.process_index)
     if flags.multihost or given != (None, None, None):
@@ -41,15 +41,17 @@ def _meet(flags: argparse.Namespace) -> None:
 
 def main(argv: Sequence[str]) -> None:
     """The command."""
-    from clp_jax import command_line, host_memory
+    from clp_jax.machine import host_memory
+    from clp_jax.settings import command_line
 
     host_memory.keep_freed_memory()
     with command_line.errors("clp_jax.train"):
         run, flags = command_line.configured_run(
             "clp_jax.train", __doc__, argv, _add_arguments, before=_meet
         )
-        from clp_jax import hosts, training
-        from clp_jax.rewards.host import RewardError
+        from clp_jax.machine import hosts
+        from clp_jax.reporting.errors import RewardError
+        from clp_jax.runs import training
 
         def check(function: Callable[[], None]) -> None:
             """What one process finds wrong ends all of them."""

@@ -15,9 +15,9 @@ import sys
 import jax
 import numpy as np
 
-from clp_jax.config import SaveCheckpointConfig
 from clp_jax.models import checkpoints
-from clp_jax.run_checkpoints import RunCheckpoints
+from clp_jax.runs.run_checkpoints import RunCheckpoints
+from clp_jax.settings.config import SaveCheckpointConfig
 
 HOW = ("deleted", "empty", "halved")
 FILES = ("_METADATA", "manifest.ocdbt", "d/*", "ocdbt.process_0/d/*")

@@ -4,10 +4,10 @@ import dataclasses
 
 from jax.sharding import AbstractMesh
 
-from clp_jax import gin_config
 from clp_jax.models import partitioning
 from clp_jax.models.partitioning import Placement
 from clp_jax.planning import planner, stand_ins
+from clp_jax.settings import gin_config
 
 TINY = ["--gin.ACTIVATION_DTYPE='bfloat16'", "--gin.EVAL_BATCH_SIZE=16", "--gin.BATCH_SIZE=16"]
 

@@ -6,7 +6,7 @@ import pathlib
 import subprocess
 import sys
 
-from clp_jax import command_line
+from clp_jax.settings import command_line
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 # Without what conftest.py sets for programs that compile fast and run slowly.

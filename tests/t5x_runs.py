@@ -13,8 +13,9 @@ import pytest
 import smoke
 from smoke import lines, without_timing
 
-from clp_jax import restoring, train, training
+from clp_jax import train
 from clp_jax.models import checkpoints
+from clp_jax.runs import restoring, training
 
 with_t5x = pytest.mark.skipif(
     importlib.util.find_spec("t5x") is None, reason="t5x is not installed"

@@ -4,18 +4,20 @@ import dataclasses
 import pathlib
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import seqio
 import tensorflow as tf
 from clu.data import dataset_iterator
 
-from clp_jax.config import DatasetConfig
 from clp_jax.data import tasks
-from clp_jax.errors import divisors, listed
-from clp_jax.hosts import Rows
+from clp_jax.machine.hosts import Rows
 from clp_jax.models.partitioning import Placement
+from clp_jax.reporting.errors import divisors, listed
+
+if TYPE_CHECKING:
+    from clp_jax.settings.config import DatasetConfig
 
 T = TypeVar("T")
 
@@ -76,7 +78,7 @@ class SavedIterator(Iterator[T]):
             self._iterator.restore(pathlib.Path(folder, "position"))
 
 
-def shared(config: DatasetConfig, seed: int, place: Placement) -> "Batches":
+def shared(config: "DatasetConfig", seed: int, place: Placement) -> "Batches":
     """This process's share of the batches to train on, for the devices that it has.
 
     Raises:
@@ -84,6 +86,11 @@ def shared(config: DatasetConfig, seed: int, place: Placement) -> "Batches":
     """
     rows = Rows(place.batch, config.batch_size)
     return Batches(config, repeat=True, seed=seed, share=(rows.share, rows.shares))
+
+
+def decode(vocabulary: seqio.Vocabulary, completions: np.ndarray) -> list[str]:
+    """Tokens [B, L] -> B texts, each up to its EOS."""
+    return [vocabulary.decode(row) for row in completions.tolist()]
 
 
 def check_shards(count: int | None, readers: int) -> None:
@@ -124,7 +131,12 @@ class Batches(Iterator[Batch]):
     """
 
     def __init__(
-        self, config: DatasetConfig, *, repeat: bool, seed: int = 0, share: tuple[int, int] = (0, 1)
+        self,
+        config: "DatasetConfig",
+        *,
+        repeat: bool,
+        seed: int = 0,
+        share: tuple[int, int] = (0, 1),
     ):
         name = config.mixture_or_task_name
         tasks.check_task(name)

@@ -15,7 +15,7 @@ import seqio
 from clp_jax.data import tasks
 from clp_jax.data.batches import SavedIterator
 from clp_jax.data.tasks import SPLITS, Record
-from clp_jax.errors import unknown_name
+from clp_jax.reporting.errors import unknown_name
 
 
 @dataclasses.dataclass(frozen=True)

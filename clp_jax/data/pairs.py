@@ -15,7 +15,7 @@ from clp_jax.data import tasks
 from clp_jax.data.briefs import pairs as briefs
 from clp_jax.data.pair_batches import Pair, PairBatch, PairBatches, class_names, records, register
 from clp_jax.data.tasks import SPLITS, Record
-from clp_jax.errors import unknown_name
+from clp_jax.reporting.errors import unknown_name
 
 __all__ = [
     "PairBatch",

@@ -15,7 +15,7 @@ import seqio
 import tensorflow as tf
 
 from clp_jax.data.briefs import corpus
-from clp_jax.errors import unknown_name
+from clp_jax.reporting.errors import unknown_name
 
 Record = Mapping[str, Any]
 

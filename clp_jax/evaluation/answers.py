@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 
 from clp_jax.evaluation.judge import Answer, Judge, Question, Verdict, answered
-from clp_jax.metrics_log import say
+from clp_jax.reporting.metrics_log import say
 
 ANSWERS = "answers.jsonl"
 

@@ -6,10 +6,10 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
-from clp_jax.errors import unknown_name
 from clp_jax.evaluation import alignment, pareto
 from clp_jax.evaluation.alignment import EvaluatedRun
 from clp_jax.evaluation.result import SweepResult
+from clp_jax.reporting.errors import unknown_name
 
 
 @dataclasses.dataclass(frozen=True)

@@ -2,19 +2,23 @@
 
 import itertools
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import jax.numpy as jnp
 import numpy as np
 
-from clp_jax import weighting as weighting_lib
-from clp_jax.config import Run
-from clp_jax.weighting import KLMix
+from clp_jax.algorithm import weighting as weighting_lib
+from clp_jax.algorithm.weighting import KLMix
+
+if TYPE_CHECKING:
+    from clp_jax.settings.config import Run
+
 
 # Of the numbers of points on an edge, the one that the paper's plots for two rewards have.
 _POINTS = 11
 
 
-def grid(run: Run, kl_weights: Sequence[float] | None = None) -> list[tuple[float, np.ndarray]]:
+def grid(run: "Run", kl_weights: Sequence[float] | None = None) -> list[tuple[float, np.ndarray]]:
     """The weightings a run is evaluated at: (α, w [m]).
 
     w walks over `reward_weights_grid`, or over the simplex in equal steps where the run says how
@@ -41,7 +45,7 @@ def grid(run: Run, kl_weights: Sequence[float] | None = None) -> list[tuple[floa
     return [(float(a), w) for a, w in itertools.product(kl_weights or _kl_weights(run), weights)]
 
 
-def _kl_weights(run: Run) -> Sequence[float]:
+def _kl_weights(run: "Run") -> Sequence[float]:
     model, points = run.model, run.evaluation.grid_points or _POINTS
     sampler, logits = model.kl_weight_sampler, run.evaluation.mixing == "logits"
     fixed = sampler.kl_weight if isinstance(sampler, weighting_lib.FixedKLWeight) else None

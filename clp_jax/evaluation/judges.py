@@ -16,10 +16,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from clp_jax import scoring
 from clp_jax.evaluation import judge as judge_lib
 from clp_jax.evaluation.judge import CRITERIA, Answer, Judge, Question, Verdict
-from clp_jax.rewards import registry
+from clp_jax.rewards import registry, scoring
 from clp_jax.rewards.base import RewardStack
 from clp_jax.rewards.endpoint import Endpoint
 

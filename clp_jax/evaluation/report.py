@@ -7,7 +7,7 @@ import shutil
 from clp_jax.evaluation import plots
 from clp_jax.evaluation.result import PROMPTS, SweepResult
 from clp_jax.evaluation.sweep import PARTS
-from clp_jax.metrics_log import markdown_table, say
+from clp_jax.reporting.metrics_log import markdown_table, say
 
 VALUES = "values.json"
 

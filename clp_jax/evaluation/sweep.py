@@ -5,25 +5,28 @@ import json
 import pathlib
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import numpy as np
 
-from clp_jax import hosts, losses
-from clp_jax.config import Run
-from clp_jax.data.batches import Batch, Batches
-from clp_jax.errors import Preempted
+from clp_jax.algorithm import losses
+from clp_jax.algorithm.rollout import Rollout, repetition_rate
+from clp_jax.algorithm.weighting import Weighting
+from clp_jax.data.batches import Batch, Batches, decode
 from clp_jax.evaluation.grids import grid
 from clp_jax.evaluation.result import SweepResult
-from clp_jax.hosts import Rows
-from clp_jax.metrics_log import say
+from clp_jax.machine import hosts
+from clp_jax.machine.hosts import Rows
 from clp_jax.models import partitioning
-from clp_jax.policy import SteerablePolicy
+from clp_jax.policies.policy import SteerablePolicy
+from clp_jax.reporting.errors import Preempted
+from clp_jax.reporting.metrics_log import say
 from clp_jax.rewards.base import RewardScores, RewardStack
-from clp_jax.rollout import Rollout, repetition_rate
-from clp_jax.trainer import decode
-from clp_jax.weighting import Weighting
+
+if TYPE_CHECKING:
+    from clp_jax.settings.config import Run
+
 
 PARTS = "weightings"
 Stop = Callable[[], bool]
@@ -35,7 +38,7 @@ _repetition_rate = jax.jit(repetition_rate)
 
 def sweep(
     policy: SteerablePolicy,
-    run: Run,
+    run: "Run",
     weightings: Sequence[tuple[float, np.ndarray]] | None = None,
     folder: pathlib.Path | None = None,
     name: str = "",
@@ -106,7 +109,7 @@ class Prompts:
       truncated: how many of them were longer than the encoder's length.
     """
 
-    def __init__(self, run: Run):
+    def __init__(self, run: "Run"):
         config, limit = run.infer_eval_dataset_cfg, run.evaluation.num_examples
         self.batches: list[tuple[Batch, int, np.ndarray]] = []
         self.documents: list[str] = []
@@ -127,7 +130,7 @@ class Prompts:
 
 
 def _at(
-    policy: SteerablePolicy, run: Run, prompts: Prompts, weighting: Weighting, rows: Rows
+    policy: SteerablePolicy, run: "Run", prompts: Prompts, weighting: Weighting, rows: Rows
 ) -> dict[str, np.ndarray]:
     """The fields of `SweepResult` at one weighting, [P, ...] each."""
     parts = []
@@ -140,7 +143,7 @@ def _at(
 
 
 def _scored(
-    run: Run, rollout: Rollout, batch: Batch, size: int, rows: Rows
+    run: "Run", rollout: Rollout, batch: Batch, size: int, rows: Rows
 ) -> dict[str, np.ndarray]:
     """The fields of `SweepResult` for one batch at one weighting; rows from `size` on are void."""
     scores = _reward_scores(run.model.rewards, run, rollout, batch, size, rows)
@@ -155,12 +158,12 @@ def _scored(
         "prompt_kl": np.asarray(kl),
         "prompt_length": whole.mask.sum(axis=1),
         "prompt_repetition": np.asarray(_repetition_rate(whole.completions, whole.mask)),
-        "completions": np.array(decode(run.model, whole.completions), object),
+        "completions": np.array(decode(run.model.vocabulary, whole.completions), object),
     }
 
 
 def _reward_scores(
-    rewards: RewardStack | None, run: Run, rollout: Rollout, batch: Batch, size: int, rows: Rows
+    rewards: RewardStack | None, run: "Run", rollout: Rollout, batch: Batch, size: int, rows: Rows
 ) -> RewardScores:
     """The scores of this process's rows, fillers left out of what the host scores."""
     counts = rows.indices < size
@@ -170,7 +173,7 @@ def _reward_scores(
         return scores
     mine = rows.indices[counts]
     on_device = rewards.dispatch(rollout.plain_prompts, rollout.completions, rollout.mask)
-    completions = decode(run.model, partitioning.local_rows(rollout.completions)[counts])
+    completions = decode(run.model.vocabulary, partitioning.local_rows(rollout.completions)[counts])
     columns = {name: [values[i] for i in mine] for name, values in batch.columns.items()}
     texts = ([batch.prompt_texts[i] for i in mine], completions, columns)
 
@@ -190,7 +193,7 @@ def _reward_scores(
 class _Kept:
     """The file of one weighting that is done, in a sweep that may be stopped and started again."""
 
-    run: Run
+    run: "Run"
     folder: pathlib.Path | None
     name: str
     index: int

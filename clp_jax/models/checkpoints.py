@@ -14,10 +14,10 @@ import jax
 import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
-from clp_jax.errors import naming
 from clp_jax.models import hf_checkpoints, t5x_checkpoints
 from clp_jax.models.config import T5Config
 from clp_jax.models.partitioning import put
+from clp_jax.reporting.errors import naming
 
 Params = Any
 

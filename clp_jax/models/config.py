@@ -6,9 +6,9 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from clp_jax.errors import unknown_name
 from clp_jax.models.dtypes import DTYPES
 from clp_jax.models.layers import ACTIVATIONS
+from clp_jax.reporting.errors import unknown_name
 
 _REMAT_POLICIES = ("none", "minimal", "full")
 _SIZES = (

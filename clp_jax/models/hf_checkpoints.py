@@ -18,10 +18,10 @@ import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
 
-from clp_jax.errors import unknown_name
 from clp_jax.models import hf_config, hf_safetensors, layers
 from clp_jax.models.config import T5Config
 from clp_jax.models.dtypes import DTYPES, converted
+from clp_jax.reporting.errors import unknown_name
 
 Params = Any
 Path = str | pathlib.Path

@@ -5,9 +5,9 @@ Everything that changes the function is checked: what our T5 has not is refused 
 
 from typing import Any
 
-from clp_jax.errors import unknown_name
 from clp_jax.models import layers
 from clp_jax.models.config import T5Config
+from clp_jax.reporting.errors import unknown_name
 
 FILE_NAME = "config.json"
 

@@ -20,7 +20,7 @@ from flax.linen import partitioning as flax_partitioning
 from jax.experimental import mesh_utils
 from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec, Sharding
 
-from clp_jax.errors import divisors, listed
+from clp_jax.reporting.errors import divisors, listed
 
 Tree = Any
 Path = tuple[str, ...]

@@ -25,8 +25,8 @@ import numpy as np
 import tensorstore as ts
 from flax import serialization, traverse_util
 
-from clp_jax.errors import unknown_name
 from clp_jax.models.dtypes import DTYPES, converted
+from clp_jax.reporting.errors import unknown_name
 
 Params = Any
 

@@ -5,11 +5,11 @@ from typing import Any
 
 import jax
 
-from clp_jax import states
-from clp_jax.config import Run
 from clp_jax.models.partitioning import Placement
 from clp_jax.rewards.base import RewardStack
 from clp_jax.rewards.learned import LearnedReward
+from clp_jax.runs import states
+from clp_jax.settings.config import Run
 
 Tree = Any  # of jax.ShapeDtypeStruct with shardings, or of arrays
 

@@ -4,12 +4,12 @@ import dataclasses
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from clp_jax import states
-from clp_jax.baselines.rewarded_soup import expert_runs
-from clp_jax.config import Run
-from clp_jax.errors import divisors
 from clp_jax.models.partitioning import Placement
 from clp_jax.planning import estimate, memory, programs, topology
+from clp_jax.policies.rewarded_soup import expert_runs
+from clp_jax.reporting.errors import divisors
+from clp_jax.runs import states
+from clp_jax.settings.config import Run
 
 Say = Callable[[str], Any]
 

@@ -8,12 +8,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from clp_jax import states
-from clp_jax.config import Run
+from clp_jax.algorithm.weighting import Weighting
 from clp_jax.models.partitioning import Placement
 from clp_jax.planning import flops
-from clp_jax.trainer import Trainer, prompter
-from clp_jax.weighting import Weighting
+from clp_jax.runs import states
+from clp_jax.runs.trainer import Trainer, prompter
+from clp_jax.settings.config import Run
 
 # Figures of programs that do not fit are wanted too.
 _COMPILER_OPTIONS = {"xla_tpu_no_crash_on_oom": True}

@@ -2,12 +2,12 @@
 
 from collections.abc import Sequence
 
-from clp_jax import states
-from clp_jax.conditioning import count_parameters
-from clp_jax.config import Run
+from clp_jax.algorithm.conditioning import count_parameters
 from clp_jax.planning.memory import PARTS
 from clp_jax.planning.planner import Candidate, Plan, ProgramPlan, policy_run
 from clp_jax.planning.topology import V5E
+from clp_jax.runs import states
+from clp_jax.settings.config import Run
 
 _GIB = 2**30
 

@@ -7,9 +7,8 @@ from typing import Any
 
 import gin
 
-from clp_jax.errors import unknown_name
-from clp_jax.gin_config import ConfigError
 from clp_jax.models import t5
+from clp_jax.reporting.errors import ConfigError, unknown_name
 from clp_jax.rewards.heads import PreferenceHead
 from clp_jax.rewards.learned import LearnedReward
 from clp_jax.rewards.model import InputTemplate, RewardModel

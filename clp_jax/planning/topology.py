@@ -7,7 +7,7 @@ import os
 
 import jax
 
-from clp_jax.errors import unknown_name
+from clp_jax.reporting.errors import unknown_name
 
 
 @dataclasses.dataclass(frozen=True)

@@ -9,10 +9,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from clp_jax.conditioning import CLPParams, condition
+from clp_jax.algorithm.conditioning import CLPParams, condition
+from clp_jax.algorithm.train_step import CLP
+from clp_jax.algorithm.weighting import Weighting
 from clp_jax.models.sampling import sample, sample_mixture
-from clp_jax.train_step import CLP
-from clp_jax.weighting import Weighting
 
 
 def logit_mixing_cost(

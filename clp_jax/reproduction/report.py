@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import jax
 
 from clp_jax.evaluation import alignment, comparison, comparison_plots
-from clp_jax.metrics_log import markdown_table
+from clp_jax.reporting.metrics_log import markdown_table
 from clp_jax.reproduction import claims
 from clp_jax.reproduction.checks import Claim
 from clp_jax.reproduction.claims import NAMES

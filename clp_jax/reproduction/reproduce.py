@@ -5,7 +5,7 @@ import time
 
 import numpy as np
 
-from clp_jax.metrics_log import say
+from clp_jax.reporting.metrics_log import say
 from clp_jax.reproduction import claims, report, workers
 from clp_jax.reproduction.checks import Check, Claim
 from clp_jax.reproduction.results import Results
@@ -24,7 +24,7 @@ def reproduce(scale: Scale, output: pathlib.Path, document: pathlib.Path, proces
       processes: runs at a time.
 
     Raises:
-      clp_jax.reproduction.workers.RunFailed: a run stopped with an error.
+      RunFailed: a run stopped with an error.
     """
     started = time.monotonic()
     output.mkdir(parents=True, exist_ok=True)
@@ -48,9 +48,10 @@ def reproduce(scale: Scale, output: pathlib.Path, document: pathlib.Path, proces
 
 def _decoding(scale: Scale, output: pathlib.Path) -> Claim:
     """Sec. 4.1.1: what DeRa costs at inference."""
-    from clp_jax import command_line, restoring
     from clp_jax.data.batches import Batches
     from clp_jax.reproduction.decoding import logit_mixing_cost
+    from clp_jax.runs import restoring
+    from clp_jax.settings import command_line
 
     spec = next(s for s in specs(scale, output) if s.name == f"multi_kl/full/{scale.seeds[0]}")
     run = command_line.saved_run(str(spec.model_dir(output)))

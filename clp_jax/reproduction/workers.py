@@ -13,8 +13,9 @@ from multiprocessing.connection import Connection
 
 import jax
 
-from clp_jax import host_memory
-from clp_jax.metrics_log import say
+from clp_jax.machine import host_memory
+from clp_jax.reporting.errors import RunFailed
+from clp_jax.reporting.metrics_log import say
 from clp_jax.reproduction.runs import RunSpec
 
 SECONDS = "seconds.txt"
@@ -23,13 +24,9 @@ _IMPORTED = (
     "clp_jax.evaluation.pareto",
     "clp_jax.rewards.rouge",
     "clp_jax.rewards.saved",
-    "clp_jax.t5x_driver",
-    "clp_jax.training",
+    "clp_jax.settings.t5x_driver",
+    "clp_jax.runs.training",
 )
-
-
-class RunFailed(Exception):
-    """A run stopped with an error; its log says why."""
 
 
 def execute(specs: Sequence[RunSpec], output: pathlib.Path, processes: int) -> None:
@@ -143,7 +140,8 @@ def _end_with_parent() -> None:
 
 def _train(spec: RunSpec, output: pathlib.Path) -> None:
     """One run from its command line, its messages into log.txt."""
-    from clp_jax import command_line, training
+    from clp_jax.runs import training
+    from clp_jax.settings import command_line
 
     started, folder = time.monotonic(), spec.model_dir(output)
     folder.mkdir(parents=True, exist_ok=True)

@@ -19,8 +19,8 @@ from typing import Any, NamedTuple, Protocol, cast
 import jax
 import numpy as np
 
-from clp_jax.errors import unknown_name
 from clp_jax.models.partitioning import Placement
+from clp_jax.reporting.errors import unknown_name
 from clp_jax.rewards.device import CompiledReward, DeviceScores
 from clp_jax.rewards.host import HostReward, HostScores, Scored, check_scores
 from clp_jax.rewards.normalisation import Mixture, Range, check_range, normalise

@@ -10,7 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from clp_jax.models.partitioning import Placement, local_rows, put
-from clp_jax.rewards.host import RewardError, Scored
+from clp_jax.reporting.errors import RewardError
+from clp_jax.rewards.host import Scored
 
 
 @runtime_checkable

@@ -7,7 +7,7 @@ from typing import Any, Protocol
 import jax
 import jax.numpy as jnp
 
-from clp_jax.errors import unknown_name
+from clp_jax.reporting.errors import unknown_name
 
 Flags = dict[str, jax.Array]
 

@@ -8,9 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-
-class RewardError(RuntimeError):
-    """A reward failed, or returned something that is not one finite score per completion."""
+from clp_jax.reporting.errors import RewardError
 
 
 class Scored(NamedTuple):

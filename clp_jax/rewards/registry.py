@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from clp_jax.errors import unknown_name
+from clp_jax.reporting.errors import unknown_name
 from clp_jax.rewards.base import NamedReward, RewardStack
 from clp_jax.rewards.normalisation import Mixture
 

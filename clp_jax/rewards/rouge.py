@@ -15,7 +15,7 @@ from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from typing import Any
 
-from clp_jax.errors import unknown_name
+from clp_jax.reporting.errors import unknown_name
 
 _MEASURES = ("precision", "recall", "fmeasure")
 _MAX_DEFAULT_WORKERS = 8

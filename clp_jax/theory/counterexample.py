@@ -20,10 +20,15 @@ import jax.numpy as jnp
 import numpy as np
 from scipy.special import log_softmax
 
-from clp_jax import losses, subset
-from clp_jax.conditioning import CLPParams, condition, expert, from_experts, init_clp_params
-from clp_jax.theory import tabular
-from clp_jax.weighting import (
+from clp_jax.algorithm import losses, subset
+from clp_jax.algorithm.conditioning import (
+    CLPParams,
+    condition,
+    expert,
+    from_experts,
+    init_clp_params,
+)
+from clp_jax.algorithm.weighting import (
     DirichletRewardWeights,
     FixedKLWeight,
     FixedRewardWeights,
@@ -34,6 +39,7 @@ from clp_jax.weighting import (
     Weighting,
     sample_weightings,
 )
+from clp_jax.theory import tabular
 
 REWARDS = np.array([[1.0, 0.0, 0.75], [0.0, 1.0, 0.75]])  # [m, Y]
 REFERENCE = np.log(np.full(3, 1 / 3))  # log π_ref, [Y]

@@ -5,9 +5,9 @@ from typing import Any
 
 from t5x import utils
 
-from clp_jax import restoring, states, training
-from clp_jax.config import CheckpointConfig, SaveCheckpointConfig
-from clp_jax.run_checkpoints import RunCheckpoints
+from clp_jax.runs import restoring, states, training
+from clp_jax.runs.run_checkpoints import RunCheckpoints
+from clp_jax.settings.config import CheckpointConfig, SaveCheckpointConfig
 from clp_jax.under_t5x.train_state import T5XTrainState, for_inference
 
 

@@ -8,13 +8,13 @@ import jax
 import numpy as np
 import tensorflow as tf
 
-from clp_jax import states
+from clp_jax.algorithm.rollout import Rollout
+from clp_jax.algorithm.weighting import Weighting
 from clp_jax.evaluation import report, sweep
-from clp_jax.metrics_log import MetricsLog
 from clp_jax.models.partitioning import Placement
-from clp_jax.rollout import Rollout
+from clp_jax.reporting.metrics_log import MetricsLog
+from clp_jax.runs import states
 from clp_jax.under_t5x.data import PROMPTS
-from clp_jax.weighting import Weighting
 
 
 class RewardEvaluator:
@@ -75,7 +75,7 @@ class _PredictedPolicy:
         self._predict, self.placement = predict_with_aux_fn, placement
 
     def generate(self, weighting: Weighting, prompts: np.ndarray, key: jax.Array) -> Rollout:
-        """See `clp_jax.policy.SteerablePolicy.generate`; t5x makes the keys."""
+        """See `clp_jax.policies.policy.SteerablePolicy.generate`; t5x makes the keys."""
         dataset = tf.data.Dataset.from_tensor_slices({PROMPTS: prompts}).enumerate()
         indexed, aux = self._predict(dataset)
         fields: dict[str, Any] = {

@@ -10,17 +10,19 @@ import numpy as np
 import seqio
 from t5x import models
 
-from clp_jax import command_line, describe, gin_config, losses, rollout, states, trainer, training
-from clp_jax import weighting as weighting_lib
-from clp_jax.conditioning import CLPParams, condition
-from clp_jax.config import Run
+from clp_jax.algorithm import losses, rollout
+from clp_jax.algorithm import weighting as weighting_lib
+from clp_jax.algorithm.conditioning import CLPParams, condition
+from clp_jax.algorithm.weighting import Weighting
 from clp_jax.data.batches import shared
-from clp_jax.metrics_log import say
 from clp_jax.models.decoding import Decoding
 from clp_jax.models.sampling import sample
+from clp_jax.reporting.metrics_log import say
+from clp_jax.runs import describe, states, trainer, training
+from clp_jax.settings import command_line, gin_config
+from clp_jax.settings.config import Run
 from clp_jax.under_t5x.data import PROMPTS, HostBatches
 from clp_jax.under_t5x.train_state import REFERENCE
-from clp_jax.weighting import Weighting
 
 Params = Any
 

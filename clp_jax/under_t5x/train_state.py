@@ -8,9 +8,9 @@ import flax.struct
 import jax
 from flax.core import FrozenDict, freeze
 
-from clp_jax import states
+from clp_jax.algorithm.train_step import TrainState
 from clp_jax.models import partitioning
-from clp_jax.train_step import TrainState
+from clp_jax.runs import states
 
 Params = Any
 REFERENCE = "reference"  # θ_ref, among t5x's "flax mutables": collections that are not optimised

@@ -8,13 +8,13 @@ from typing import Any
 import clu.values
 from t5x import trainer as t5x_trainer
 
-from clp_jax import loop, metrics_log, training, watch
-from clp_jax.errors import Preempted
-from clp_jax.metrics_log import Progress
-from clp_jax.preemption import Preemption
-from clp_jax.rewards.host import RewardError
-from clp_jax.train_step import TrainState
-from clp_jax.trainer import Trainer
+from clp_jax.algorithm.train_step import TrainState
+from clp_jax.machine.preemption import Preemption
+from clp_jax.reporting import metrics_log
+from clp_jax.reporting.errors import Preempted, RewardError
+from clp_jax.reporting.metrics_log import Progress
+from clp_jax.runs import loop, training, watch
+from clp_jax.runs.trainer import Trainer
 from clp_jax.under_t5x.data import PROMPTS
 from clp_jax.under_t5x.train_state import T5XTrainState
 
@@ -22,7 +22,7 @@ from clp_jax.under_t5x.train_state import T5XTrainState
 class T5XTrainer(t5x_trainer.BaseTrainer):
     """Algorithm 1 under t5x.
 
-    A step is `clp_jax.trainer.Trainer`'s, over the partitioner's devices; all randomness is that of
+    A step is `runs.trainer.Trainer`'s, over the partitioner's devices; all randomness is that of
     RANDOM_SEED and the step, as there, and none of t5x's. So are the reports and evaluations.
 
     Args: see t5x's `BaseTrainer`.

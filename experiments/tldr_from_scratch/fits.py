@@ -8,10 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from clp_jax.algorithm.rollout import Rollout, completion_log_probs
 from clp_jax.models.decoding import Decoding
 from clp_jax.models.sampling import sample
-from clp_jax.rewards import fit as fit_lib
-from clp_jax.rollout import Rollout, completion_log_probs
+from clp_jax.reward_fitting import fit as fit_lib
 from experiments.tldr_from_scratch import rewards as rewards_lib
 from experiments.tldr_from_scratch.arrays import in_order, rows_of, shuffled, with_eos
 from experiments.tldr_from_scratch.setting import Part, Setting, say

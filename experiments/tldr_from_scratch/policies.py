@@ -10,17 +10,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from clp_jax import subset
-from clp_jax import train_step as clp_step
-from clp_jax.baselines.rewarded_soup import soup
-from clp_jax.conditioning import CLPParams, condition, expert
-from clp_jax.evaluation.grids import reward_weights_grid
-from clp_jax.evaluation.result import PROMPTS, SweepResult
-from clp_jax.models.decoding import Decoding
-from clp_jax.optimizers import adafactor
-from clp_jax.subset import Subset
-from clp_jax.train_step import CLP
-from clp_jax.weighting import (
+from clp_jax.algorithm import subset
+from clp_jax.algorithm import train_step as clp_step
+from clp_jax.algorithm.conditioning import CLPParams, condition, expert
+from clp_jax.algorithm.optimizers import adafactor
+from clp_jax.algorithm.subset import Subset
+from clp_jax.algorithm.train_step import CLP
+from clp_jax.algorithm.weighting import (
     DirichletRewardWeights,
     FixedKLWeight,
     FixedRewardWeights,
@@ -28,6 +24,10 @@ from clp_jax.weighting import (
     Weighting,
     sample_weightings,
 )
+from clp_jax.evaluation.grids import reward_weights_grid
+from clp_jax.evaluation.result import PROMPTS, SweepResult
+from clp_jax.models.decoding import Decoding
+from clp_jax.policies.rewarded_soup import soup
 from experiments.tldr_from_scratch.arrays import in_order, shuffled
 from experiments.tldr_from_scratch.fits import MODELS, RANGES
 from experiments.tldr_from_scratch.rewards import normalised

@@ -24,8 +24,8 @@ from typing import Any
 import numpy as np
 import sentencepiece
 
-from clp_jax import prompting
 from clp_jax.data import vocabulary
+from clp_jax.policies import prompting
 from clp_jax.rewards.heads import TRUE_LABELS
 from clp_jax.rewards.saved import INPUTS
 

@@ -9,10 +9,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from clp_jax.algorithm.rollout import Rollout
 from clp_jax.rewards.heads import NLIHead, PreferenceHead
 from clp_jax.rewards.model import InputTemplate, RewardModel, document_of, summary_of
 from clp_jax.rewards.normalisation import Range, normalise
-from clp_jax.rollout import Rollout
 from experiments.tldr_from_scratch.arrays import EOS_ID
 
 Params = Any

@@ -7,12 +7,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from clp_jax import losses
-from clp_jax import train_step as clp_step
+from clp_jax.algorithm import losses
+from clp_jax.algorithm import train_step as clp_step
+from clp_jax.algorithm.rollout import Rollout, repetition_rate
+from clp_jax.algorithm.train_step import CLP, Metrics, TrainState
+from clp_jax.algorithm.weighting import Weighting
 from clp_jax.models.sampling import sample
-from clp_jax.rollout import Rollout, repetition_rate
-from clp_jax.train_step import CLP, Metrics, TrainState
-from clp_jax.weighting import Weighting
 from experiments.tldr_from_scratch.arrays import rows_of, with_eos, with_weights
 from experiments.tldr_from_scratch.rewards import Rewards, normalised
 

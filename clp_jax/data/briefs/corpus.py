@@ -36,7 +36,7 @@ from clp_jax.data.briefs.world import (
     STATEMENTS_AND_DISTRACTORS,
     VERBS,
 )
-from clp_jax.errors import unknown_name
+from clp_jax.reporting.errors import unknown_name
 
 SPLITS = ("train", "validation")
 

@@ -22,7 +22,7 @@ from clp_jax.data.briefs.rewards import (
     quality_score,
 )
 from clp_jax.data.briefs.world import HEDGES, HYPERNYM_RATE, SLOTS, Slot
-from clp_jax.errors import unknown_name
+from clp_jax.reporting.errors import unknown_name
 
 RANGES: Mapping[str, tuple[float, float]] = {
     "entailment": ENTAILMENT_RANGE,

@@ -16,7 +16,7 @@ from clp_jax.data.briefs import corpus
 from clp_jax.data.briefs.language import Claims, Core, Facts, parse_summary, summary_text
 from clp_jax.data.briefs.rewards import entailment_score, quality_score
 from clp_jax.data.briefs.world import AGENTS, HEDGES, OBJECTS, SLOTS, VERBS
-from clp_jax.errors import unknown_name
+from clp_jax.reporting.errors import unknown_name
 
 LABELS = ("entailment", "not_entailment")
 

@@ -1,1 +1,0 @@
-"""What conditional language policies are compared with; each is steered as they are."""

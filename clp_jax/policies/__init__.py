@@ -1,0 +1,1 @@
+"""Steerable policies: a weighting in, completions out; CLP and what it is compared with."""

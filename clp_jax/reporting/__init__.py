@@ -1,0 +1,1 @@
+"""What is said to people: errors, the console, logs of metrics."""

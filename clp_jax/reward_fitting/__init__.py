@@ -1,0 +1,1 @@
+"""Training of reward models, and what they are worth on held-out examples."""

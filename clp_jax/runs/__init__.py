@@ -1,0 +1,1 @@
+"""What happens to a MODEL_DIR: training, checkpoints, restoring, generation, export."""

@@ -1,0 +1,1 @@
+"""What gin files and command lines configure."""
