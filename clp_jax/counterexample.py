@@ -9,118 +9,30 @@ fronts of every seed) and counterexample.png. Takes some ten seconds.
 """
 
 import argparse
-import json
 import pathlib
 import sys
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
 
-if TYPE_CHECKING:
-    from clp_jax.theory.counterexample import Counterexample
+from clp_jax.settings import command_line
 
 
 def main(argv: Sequence[str]) -> None:
     """The command."""
-    from clp_jax.settings import command_line
-
-    flags = _parser().parse_args(argv)
+    flags = command_line.parse(_parser(), argv)
     with command_line.errors("clp_jax.counterexample"):
         from clp_jax.reporting.metrics_log import markdown_table, say
-        from clp_jax.theory import counterexample
+        from clp_jax.theory import counterexample, counterexample_report
 
         folder = pathlib.Path(flags.output)
         folder.mkdir(parents=True, exist_ok=True)
         result = counterexample.run(range(flags.seeds), flags.kl_weight, flags.steps)
-        write(result, folder)
-    print(markdown_table(rows(result)))
+        counterexample_report.write(result, folder)
+    print(markdown_table(counterexample_report.rows(result)))
     say(f"written to {folder}/counterexample.json and counterexample.png")
 
 
-def rows(result: "Counterexample") -> list[dict[str, Any]]:
-    """A line for each seed and one of the worst: the largest gaps and p(y3 | w = ½) by method.
-
-    CLP's worst p(y3) is the least; that of the others, which should be small, is the largest.
-    """
-    table: list[dict[str, Any]] = [{"seed": str(seed)} for seed in (*result.seeds, "worst")]
-    for method in result.methods:
-        ours = method is result.clp
-        worst_gap = method.largest_gaps.max() if ours else method.largest_gaps.min()
-        worst_share = method.compromise.min() if ours else method.compromise.max()
-        columns = {
-            f"{method.name}: largest gap": (*method.largest_gaps, worst_gap),
-            f"{method.name}: p(y3)": (*method.compromise, worst_share),
-        }
-        for name, column in columns.items():
-            for row, number in zip(table, column, strict=True):
-                row[name] = f"{number:.4f}"
-    return table
-
-
-def write(result: "Counterexample", folder: pathlib.Path) -> None:
-    """Writes counterexample.json and counterexample.png to a folder that exists."""
-    plot(result, folder / "counterexample.png")
-    partial = folder / ".counterexample.json.partial"
-    partial.write_text(json.dumps(to_json(result), indent=1))
-    partial.rename(folder / "counterexample.json")
-
-
-def to_json(result: "Counterexample") -> dict[str, Any]:
-    """Settings, and of each method: gaps [S, n], p(y3) [S] and fronts [S, n, 2]."""
-    return {
-        "kl_weight": result.optimal.kl_weight,
-        "steps": result.steps,
-        "seeds": list(result.seeds),
-        "reward_weights": result.optimal.reward_weights.tolist(),
-        "methods": {
-            method.name: {
-                "largest_gaps": method.largest_gaps.tolist(),
-                "compromise": method.compromise.tolist(),
-                "gaps": method.gaps.tolist(),
-                "values": method.values.tolist(),
-            }
-            for method in (result.optimal, *result.methods)
-        },
-    }
-
-
-def plot(result: "Counterexample", path: pathlib.Path) -> None:
-    """Fig. 19: the fronts in (V_{α,R1}, V_{α,R2}), one line for each seed, and the optimal one.
-
-    Args:
-      result: of `run`.
-      path: a file whose ending says the format.
-    """
-    import matplotlib
-
-    matplotlib.use("Agg")  # no display on a training machine
-    from matplotlib import pyplot as plt
-
-    figure, axes = plt.subplots(figsize=(6, 4.5), layout="constrained")
-    styles = (
-        (result.logit_mixing, "C2", "x"),
-        (result.rewarded_soups, "C1", "s"),
-        (result.clp, "C0", "o"),
-    )
-    for method, color, marker in styles:
-        lines = axes.plot(
-            *method.values.T, color=color, marker=marker, markersize=3, linewidth=0.8, alpha=0.5
-        )
-        lines[0].set_label(method.name)
-    axes.plot(*result.optimal.values[0].T, color="black", linestyle="--", label="optimal")
-    axes.set(xlabel="$V$ of $R_1$", ylabel="$V$ of $R_2$")
-    axes.set_title(f"α = {result.optimal.kl_weight:g}, {len(result.seeds)} seeds", fontsize="small")
-    axes.grid(alpha=0.3)
-    axes.legend()
-    figure.savefig(path, dpi=150)
-    plt.close(figure)
-
-
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m clp_jax.counterexample",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = command_line.parser("clp_jax.counterexample", __doc__)
     parser.add_argument("--seeds", type=int, default=10, help="how many; default: %(default)s")
     parser.add_argument(
         "--kl_weight", type=float, default=0.03, help="α in [0, 1); default: %(default)s"

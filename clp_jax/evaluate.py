@@ -8,13 +8,13 @@ import pathlib
 import sys
 from collections.abc import Sequence
 
+from clp_jax.machine import host_memory
+from clp_jax.settings import command_line
+
 
 def main(argv: Sequence[str]) -> None:
     """The command."""
-    from clp_jax.machine import host_memory
-    from clp_jax.settings import command_line
-
-    flags = _parser().parse_args(argv)
+    flags = command_line.parse(_parser(), argv)
     host_memory.keep_freed_memory()
     with command_line.errors("clp_jax.evaluate"):
         run = command_line.saved_run(flags.model_dir)
@@ -33,13 +33,7 @@ def main(argv: Sequence[str]) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    from clp_jax.settings import command_line
-
-    parser = argparse.ArgumentParser(
-        prog="python -m clp_jax.evaluate",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = command_line.parser("clp_jax.evaluate", __doc__)
     parser.add_argument("--model_dir", required=True, help="MODEL_DIR of a clp_jax.train run")
     parser.add_argument("--step", type=int, help="checkpoint to evaluate; default: the latest")
     parser.add_argument("--grid_points", type=int, help="weightings on each edge of the simplex")

@@ -11,13 +11,13 @@ import argparse
 import sys
 from collections.abc import Sequence
 
+from clp_jax.settings import command_line
+
 
 def main(argv: Sequence[str]) -> None:
     """The command."""
-    from clp_jax.settings import command_line
-
     parser = _parser()
-    flags = parser.parse_args(argv)
+    flags = command_line.parse(parser, argv)
     if (flags.part is None) == (flags.reward_weights is None):
         parser.error("give either --reward_weights or --part")
     if flags.part is not None and flags.kl_weight is not None:
@@ -35,11 +35,7 @@ def main(argv: Sequence[str]) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m clp_jax.export",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = command_line.parser("clp_jax.export", __doc__)
     parser.add_argument("--model_dir", required=True, help="MODEL_DIR of a clp_jax.train run")
     parser.add_argument(
         "--reward_weights",

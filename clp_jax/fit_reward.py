@@ -11,6 +11,9 @@ import argparse
 import sys
 from collections.abc import Sequence
 
+from clp_jax.machine import host_memory
+from clp_jax.settings import command_line
+
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
@@ -20,17 +23,18 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def _configured() -> type:
+    from clp_jax.reward_fitting.fit_config import FitRun
+
+    return FitRun
+
+
 def main(argv: Sequence[str]) -> None:
     """The command."""
-    from clp_jax.machine import host_memory
-    from clp_jax.settings import command_line
-
     host_memory.keep_freed_memory()
     with command_line.errors("clp_jax.fit_reward"):
-        from clp_jax.reward_fitting.fit_config import FitRun
-
         run, flags = command_line.configured_run(
-            "clp_jax.fit_reward", __doc__, argv, _add_arguments, FitRun, "gin/rewards/nli.gin"
+            "clp_jax.fit_reward", __doc__, argv, _add_arguments, _configured, "gin/rewards/nli.gin"
         )
         from clp_jax.reporting.metrics_log import say
         from clp_jax.reward_fitting import fitting

@@ -11,13 +11,13 @@ import json
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
+from clp_jax.machine import host_memory
+from clp_jax.settings import command_line
+
 
 def main(argv: Sequence[str]) -> None:
     """The command."""
-    from clp_jax.machine import host_memory
-    from clp_jax.settings import command_line
-
-    flags = _parser().parse_args(argv)
+    flags = command_line.parse(_parser(), argv)
     host_memory.keep_freed_memory()
     with command_line.errors("clp_jax.generate"):
         run = command_line.saved_run(flags.model_dir)
@@ -57,13 +57,7 @@ def _parsed(lines: Iterable[str], field: str) -> Iterator[Mapping[str, str]]:
 
 
 def _parser() -> argparse.ArgumentParser:
-    from clp_jax.settings import command_line
-
-    parser = argparse.ArgumentParser(
-        prog="python -m clp_jax.generate",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = command_line.parser("clp_jax.generate", __doc__)
     parser.add_argument("--model_dir", required=True, help="MODEL_DIR of a clp_jax.train run")
     parser.add_argument(
         "--reward_weights",

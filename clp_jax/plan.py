@@ -10,11 +10,12 @@ fits, 1 if not, 2 for wrong settings.
 """
 
 import argparse
-import json
-import pathlib
 import re
 import sys
 from collections.abc import Sequence
+
+from clp_jax.reporting.errors import ConfigError
+from clp_jax.settings import command_line
 
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -74,8 +75,6 @@ def _hint(error: Exception) -> str:
 
 def main(argv: Sequence[str]) -> None:
     """The command."""
-    from clp_jax.settings import command_line
-
     with command_line.errors("clp_jax.plan"):
         try:
             run, flags = command_line.configured_run(
@@ -84,38 +83,12 @@ def main(argv: Sequence[str]) -> None:
         except Exception as error:
             if hint := _hint(error):
                 message = str(error).strip().splitlines()[0]
-                raise command_line.ConfigError(f"{message}; {hint}") from error
+                raise ConfigError(f"{message}; {hint}") from error
             raise
-        fits = _planned(run, flags)
+        from clp_jax.planning import report
+
+        fits = report.planned(run, flags.topology, flags.search, flags.json)
     raise SystemExit(0 if fits else 1)
-
-
-def _planned(run, flags: argparse.Namespace) -> bool:
-    """Plans, or searches, and prints; whether something fits."""
-    from clp_jax.planning import planner, report
-    from clp_jax.reporting.metrics_log import say
-
-    if str(run.model.module.config.dtype) == "float32":
-        say("activations are float32; on TPUs, --gin.ACTIVATION_DTYPE=\"'bfloat16'\" is usual")
-    if flags.search:
-        candidates = planner.search(run, flags.topology, flags.search, say)
-        print(report.found(candidates))
-        plans = [each.plan for each in candidates if each.plan]
-        if not plans:
-            print("\nnothing fits: take more chips, or a smaller model")
-            return False
-        made = plans[0]
-        print()
-    else:
-        made = planner.plan(run, flags.topology, say)
-        candidates = None
-    print(report.text(made))
-    if not made.fits:
-        ways = planner.accounted(run, flags.topology)
-        print("\n" + report.advice(run, made, ways))
-    if flags.json:
-        pathlib.Path(flags.json).write_text(json.dumps(made.figures(), indent=2) + "\n")
-    return made.fits
 
 
 if __name__ == "__main__":

@@ -11,30 +11,27 @@ import pathlib
 import sys
 from collections.abc import Sequence
 
+from clp_jax.reporting.errors import RunFailed
+from clp_jax.settings import command_line
+
 
 def main(argv: Sequence[str]) -> None:
     """The command."""
-    from clp_jax.settings import command_line
-
-    flags = _parser().parse_args(argv)
+    flags = command_line.parse(_parser(), argv)
     output = pathlib.Path(flags.output or f"runs/reproduction{'_quick' if flags.quick else ''}")
     document = pathlib.Path(flags.document) if flags.document else output / "reproduction.md"
     with command_line.errors("clp_jax.reproduce"):
         if flags.processes < 1:
             raise ValueError(f"--processes={flags.processes} must be at least 1")
-    from clp_jax.reproduction import reproduce, runs, workers
+    from clp_jax.reproduction import reproduce, runs
 
     scale = runs.QUICK if flags.quick else runs.BRIEFS
-    with command_line.errors("clp_jax.reproduce", workers.RunFailed):
+    with command_line.errors("clp_jax.reproduce", RunFailed):
         reproduce.reproduce(scale, output, document, flags.processes)
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m clp_jax.reproduce",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = command_line.parser("clp_jax.reproduce", __doc__)
     parser.add_argument(
         "--scale",
         choices=("briefs",),

@@ -13,12 +13,12 @@ import json
 import sys
 from collections.abc import Sequence
 
+from clp_jax.settings import command_line
+
 
 def main(argv: Sequence[str]) -> None:
     """The command."""
-    from clp_jax.settings import command_line
-
-    flags = _parser().parse_args(argv)
+    flags = command_line.parse(_parser(), argv)
     with command_line.errors("clp_jax.score"):
         from clp_jax.data import tasks
         from clp_jax.reporting.metrics_log import say
@@ -46,11 +46,7 @@ def main(argv: Sequence[str]) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m clp_jax.score",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = command_line.parser("clp_jax.score", __doc__)
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument(
         "--rewards",

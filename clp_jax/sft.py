@@ -10,12 +10,12 @@ INITIAL_CHECKPOINT_PATH, or run clp_jax.train in the same MODEL_DIR.
 import sys
 from collections.abc import Sequence
 
+from clp_jax.machine import host_memory
+from clp_jax.settings import command_line
+
 
 def main(argv: Sequence[str]) -> None:
     """The command."""
-    from clp_jax.machine import host_memory
-    from clp_jax.settings import command_line
-
     host_memory.keep_freed_memory()
     with command_line.errors("clp_jax.sft"):
         run, _ = command_line.configured_run("clp_jax.sft", __doc__, argv)

@@ -10,6 +10,9 @@ import argparse
 import sys
 from collections.abc import Callable, Sequence
 
+from clp_jax.machine import host_memory
+from clp_jax.settings import command_line
+
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
@@ -41,9 +44,6 @@ def _meet(flags: argparse.Namespace) -> None:
 
 def main(argv: Sequence[str]) -> None:
     """The command."""
-    from clp_jax.machine import host_memory
-    from clp_jax.settings import command_line
-
     host_memory.keep_freed_memory()
     with command_line.errors("clp_jax.train"):
         run, flags = command_line.configured_run(

@@ -4,6 +4,7 @@ A Task yields tokens only, because text cannot pass a SeqIO feature converter. E
 therefore carries an integer id, and `columns` gives the text that belongs to it.
 """
 
+import dataclasses
 import functools
 import hashlib
 import json
@@ -15,6 +16,7 @@ import seqio
 import tensorflow as tf
 
 from clp_jax.data.briefs import corpus
+from clp_jax.reporting import console
 from clp_jax.reporting.errors import unknown_name
 
 Record = Mapping[str, Any]
@@ -204,6 +206,25 @@ def register(
     return name
 
 
+class _LoadedOnce(seqio.SentencePieceVocabulary):
+    """One that tensorflow-text loads once, and not, with a line on stderr, for each data set."""
+
+    def __init__(self, vocabulary: seqio.SentencePieceVocabulary):
+        self.__dict__.update(vocabulary.__dict__)
+
+    @functools.cached_property
+    def tf_tokenizer(self) -> Any:
+        """On the host and not in the graph that is traced."""
+        with tf.init_scope(), console.without_harmless_lines():
+            return super().tf_tokenizer
+
+
+def _loaded_once(feature: seqio.Feature) -> seqio.Feature:
+    if type(feature.vocabulary) is not seqio.SentencePieceVocabulary:
+        return feature
+    return dataclasses.replace(feature, vocabulary=_LoadedOnce(feature.vocabulary))
+
+
 def add_task(
     name: str,
     slices: Callable[[str], Mapping[str, Sequence[Any]]],
@@ -225,6 +246,7 @@ def add_task(
         del shuffle_files, seed
         return tf.data.Dataset.from_tensor_slices(dict(slices(split)))
 
+    text_features = {key: _loaded_once(feature) for key, feature in text_features.items()}
     integer = seqio.Feature(seqio.PassThroughVocabulary(0), add_eos=False, dtype=tf.int32)
     if name in seqio.TaskRegistry.names():
         seqio.TaskRegistry.remove(name)

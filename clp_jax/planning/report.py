@@ -1,15 +1,49 @@
 """A plan as text: tables, and advice where it does not fit."""
 
+import json
+import pathlib
 from collections.abc import Sequence
 
 from clp_jax.algorithm.conditioning import count_parameters
+from clp_jax.planning import planner
 from clp_jax.planning.memory import PARTS
 from clp_jax.planning.planner import Candidate, Plan, ProgramPlan, policy_run
 from clp_jax.planning.topology import V5E
+from clp_jax.reporting.metrics_log import say
 from clp_jax.runs import states
 from clp_jax.settings.config import Run
 
 _GIB = 2**30
+
+
+def planned(run: Run, topology: str, search: int | None, json_file: str | None) -> bool:
+    """Plans, or searches, and prints; whether something fits.
+
+    Args:
+      run: the configuration.
+      topology: the slice, e.g. "v5e:4x4".
+      search: for how many cuts to compile at most; None to plan the run as it is.
+      json_file: where to write the figures, if anywhere.
+    """
+    if str(run.model.module.config.dtype) == "float32":
+        say("activations are float32; on TPUs, --gin.ACTIVATION_DTYPE=\"'bfloat16'\" is usual")
+    if search:
+        candidates = planner.search(run, topology, search, say)
+        print(found(candidates))
+        plans = [each.plan for each in candidates if each.plan]
+        if not plans:
+            print("\nnothing fits: take more chips, or a smaller model")
+            return False
+        made = plans[0]
+        print()
+    else:
+        made = planner.plan(run, topology, say)
+    print(text(made))
+    if not made.fits:
+        print("\n" + advice(run, made, planner.accounted(run, topology)))
+    if json_file:
+        pathlib.Path(json_file).write_text(json.dumps(made.figures(), indent=2) + "\n")
+    return made.fits
 
 
 def text(plan: Plan) -> str:

@@ -1,6 +1,5 @@
 """What takes the place of files that a plan does not need: vocabulary, data, reward models."""
 
-import pathlib
 import re
 from collections.abc import Sequence
 from typing import Any
@@ -12,8 +11,8 @@ from clp_jax.reporting.errors import ConfigError, unknown_name
 from clp_jax.rewards.heads import PreferenceHead
 from clp_jax.rewards.learned import LearnedReward
 from clp_jax.rewards.model import InputTemplate, RewardModel
+from clp_jax.settings.gin_config import GIN_FILES
 
-_SIZES = pathlib.Path(__file__).resolve().parents[2] / "gin" / "models"
 _SIZE = re.compile(r"^  (\w+) = (\d+)$", re.MULTILINE)
 _INPUT_LENGTH = 512
 _VOCABULARY_SIZE = 32128  # of T5, rounded up
@@ -38,7 +37,8 @@ def sizes(name: str) -> dict[str, Any]:
     Raises:
       ConfigError: there is no such file of T5 1.1; names the nearest.
     """
-    known = {path.stem: path for path in _SIZES.glob("*.gin") if "t5_1_" not in path.stem}
+    files = (GIN_FILES / "models").glob("*.gin")
+    known = {path.stem: path for path in files if "t5_1_" not in path.stem}
     if name not in known:
         raise ConfigError(unknown_name("size", name, known, "--reward_model"))
     return {key: int(value) for key, value in _SIZE.findall(known[name].read_text())}

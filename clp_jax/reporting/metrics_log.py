@@ -9,7 +9,6 @@ from typing import Any
 
 import jax
 import numpy as np
-from clu import metric_writers
 
 # What a progress line shows of the metrics; the logs have them all.
 _SHOWN = ("rewards/", "objective/", "rollout/length", "loss/cross_entropy", "accuracy")
@@ -43,6 +42,8 @@ class MetricsLog(Log):
     """
 
     def __init__(self, directory: pathlib.Path, step: int = 0):
+        from clu import metric_writers  # brings TensorFlow, which not every command needs
+
         directory.mkdir(parents=True, exist_ok=True)
         self._tensorboard = metric_writers.SummaryWriter(str(directory))
         self._metrics = _open_at(directory / "metrics.jsonl", step)

@@ -9,7 +9,8 @@ import traceback
 from collections.abc import Callable, Collection, Iterator, Sequence
 
 from clp_jax.machine import accelerators
-from clp_jax.reporting.errors import RETRY, ConfigError, Preempted
+from clp_jax.reporting import console
+from clp_jax.reporting.errors import RETRY, ConfigError, Preempted, RewardError
 from clp_jax.settings import gin_config
 
 CONFIG = "config.gin"
@@ -28,8 +29,6 @@ def errors(program: str, *kinds: type[Exception]) -> Iterator[None]:
       program: named in front of the message.
       *kinds: of errors; by default those that settings, files and rewards give.
     """
-    from clp_jax.reporting.errors import RewardError
-
     accelerators.look_for_none_in_vain()
     caught = kinds or (*SETTINGS_ERRORS, RewardError)
     try:
@@ -44,12 +43,37 @@ def errors(program: str, *kinds: type[Exception]) -> Iterator[None]:
         raise SystemExit(2) from error
 
 
+def parser(program: str, description: str | None) -> argparse.ArgumentParser:
+    """A parser of a command's flags, for `parse`; --help calls the command as the user did.
+
+    Args:
+      program: e.g. "clp_jax.train".
+      description: the command's docstring.
+    """
+    installed = pathlib.Path(sys.argv[0]).name == "clp-jax"
+    made = argparse.ArgumentParser(
+        prog=program.replace("clp_jax.", "clp-jax ") if installed else f"python -m {program}",
+        description=description,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    made.add_argument("--verbose", action="store_true", help="print what the libraries say, too")
+    return made
+
+
+def parse(parser: argparse.ArgumentParser, argv: Sequence[str]) -> argparse.Namespace:
+    """The flags; the libraries are quiet from here on, but with --verbose."""
+    flags = parser.parse_args(argv)
+    if not flags.verbose:
+        console.quiet()
+    return flags
+
+
 def configured_run(
     program: str,
     description: str | None,
     argv: Sequence[str],
     add_arguments: Callable[[argparse.ArgumentParser], None] | None = None,
-    configurable: type | None = None,
+    configurable: Callable[[], type] | None = None,
     example: str = "gin/clp_attn.gin",
     before: Callable[[argparse.Namespace], None] | None = None,
     loaded: Callable[[argparse.Namespace], None] | None = None,
@@ -61,7 +85,7 @@ def configured_run(
       description: likewise.
       argv: without the program.
       add_arguments: adds the command's own flags.
-      configurable: what is configured; None for `Run`.
+      configurable: gives the class of what is configured; None for `Run`.
       example: a gin file for the message that there is none.
       before: called with the flags before anything is configured.
       loaded: called with the flags when gin has all bindings and nothing is made of them yet.
@@ -72,15 +96,12 @@ def configured_run(
     Raises:
       ConfigError: a setting that is missing or wrong.
     """
-    parser = argparse.ArgumentParser(
-        prog=f"python -m {program}",
-        description=description,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    gin_config.add_gin_arguments(parser)
+    flag_parser = parser(program, description)
+    gin_config.add_gin_arguments(flag_parser)
     if add_arguments is not None:
-        add_arguments(parser)
-    flags, bindings = gin_config.parse_flags(parser, argv)
+        add_arguments(flag_parser)
+    others, bindings = gin_config.split_bindings(argv)
+    flags = parse(flag_parser, others)
     if not flags.gin_file:
         raise ConfigError(f"no --gin_file; for example --gin_file={example} (try --help)")
     if before is not None:
@@ -90,12 +111,13 @@ def configured_run(
         loaded(flags)
     if configurable is None:
         return gin_config.configured_run(), flags
-    if not gin_config.configures(configurable):
+    kind = configurable()
+    if not gin_config.configures(kind):
         raise ConfigError(
             f"{', '.join(flags.gin_file)}: no file for this command among them; for example "
             f"--gin_file={example}"
         )
-    return gin_config.configured(configurable), flags
+    return gin_config.configured(kind), flags
 
 
 def saved_run(model_dir: str):

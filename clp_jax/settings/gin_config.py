@@ -9,6 +9,7 @@ import difflib
 import inspect
 import logging
 import pathlib
+import pkgutil
 import re
 import sys
 import tokenize
@@ -25,7 +26,10 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-_REPOSITORY = pathlib.Path(__file__).resolve().parent.parent
+_PACKAGE = pathlib.Path(__file__).resolve().parents[1]
+# What has the folder gin/: the package where it is installed, else the repository.
+_SHIPPED = _PACKAGE if (_PACKAGE / "gin").is_dir() else _PACKAGE.parent
+GIN_FILES = _SHIPPED / "gin"
 _DYNAMIC_REGISTRATION = "from __gin__ import dynamic_registration"
 
 # What may change between two runs in one MODEL_DIR: how long and how often, not what is learnt.
@@ -54,7 +58,7 @@ _MAY_CHANGE = {
 
 
 def add_gin_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds the flags that t5x has; unknown --gin.NAME=value flags are read by `parse_gin_flags`."""
+    """Adds the flags that t5x has, those but --gin.NAME=value, which `split_bindings` takes out."""
     group = parser.add_argument_group("configuration")
     group.add_argument(
         "--gin_file",
@@ -67,7 +71,7 @@ def add_gin_arguments(parser: argparse.ArgumentParser) -> None:
         "--gin_search_paths",
         default="",
         metavar="DIR[,DIR]",
-        help="where gin files are looked for, besides here and the repository",
+        help="where gin files are looked for, after here and before those that are shipped",
     )
     group.add_argument(
         "--gin.NAME",
@@ -79,14 +83,8 @@ def add_gin_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def parse_flags(
-    parser: argparse.ArgumentParser, argv: Sequence[str]
-) -> tuple[argparse.Namespace, list[str]]:
-    """Parses the command line.
-
-    Returns:
-      (the parsed flags, gin bindings "NAME=value" in the order given).
-    """
+def split_bindings(argv: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Parts a command line: (other flags, gin bindings "NAME=value" in the order given)."""
     # "--gin.NAME value" is t5x's other spelling of "--gin.NAME=value".
     joined: list[str] = []
     for argument in argv:
@@ -95,7 +93,7 @@ def parse_flags(
         else:
             joined.append(argument)
     bindings = [a.removeprefix("--gin.") for a in joined if a.startswith("--gin.")]
-    return parser.parse_args([a for a in joined if not a.startswith("--gin.")]), bindings
+    return [a for a in joined if not a.startswith("--gin.")], bindings
 
 
 def load(gin_files: Sequence[str], bindings: Sequence[str] = (), search_paths: str = "") -> None:
@@ -104,7 +102,8 @@ def load(gin_files: Sequence[str], bindings: Sequence[str] = (), search_paths: s
     Bindings may name whatever the files import.
 
     Args:
-      gin_files: paths, relative to a search path, the working directory or the repository.
+      gin_files: paths, relative to the working directory, to a search path, or to the shipped files
+        and their folder gin/; the first of these that has the file wins.
       bindings: "NAME=value" strings from the command line.
       search_paths: comma-separated directories.
 
@@ -112,11 +111,11 @@ def load(gin_files: Sequence[str], bindings: Sequence[str] = (), search_paths: s
       ConfigError: a file that is missing, a name that is unknown, a value that does not parse.
     """
     gin.clear_config()
-    for path in [str(_REPOSITORY), *filter(None, search_paths.split(","))]:
-        gin.add_config_file_search_path(path)
+    roots = ["", *filter(None, search_paths.split(",")), str(_SHIPPED), str(GIN_FILES)]
+    gin_internals._LOCATION_PREFIXES[:] = roots
     for gin_file in gin_files:
         with _explained(f"--gin_file={gin_file}"):
-            if not any(pathlib.Path(root, gin_file).exists() for root in _roots(search_paths)):
+            if not any(pathlib.Path(root, gin_file).exists() for root in roots):
                 raise ConfigError(_missing_file(gin_file))
             with _quiet(), _main_train():
                 gin.parse_config_file(gin_file)
@@ -257,12 +256,8 @@ def _main_train() -> Iterator[None]:
             main.train = before  # type: ignore[attr-defined]
 
 
-def _roots(search_paths: str) -> list[str]:
-    return [".", str(_REPOSITORY), *filter(None, search_paths.split(","))]
-
-
 def _missing_file(gin_file: str) -> str:
-    known = [str(path.relative_to(_REPOSITORY)) for path in _REPOSITORY.glob("gin/**/*.gin")]
+    known = [str(path.relative_to(_SHIPPED)) for path in GIN_FILES.glob("**/*.gin")]
     return unknown_name("gin file", gin_file, known, "--gin_file")
 
 
@@ -295,6 +290,7 @@ def _explained(source: str) -> Iterator[None]:
 
 def _nearest(message: str) -> str:
     """ "; nearest: ..." for gin's messages about a name, or nothing."""
+    shown: dict[str, str] = {}
     if match := re.search(r"<module '([\w.]+)'.*has no attribute (\w+)", message):
         name, valid = match[2], [n for n in dir(sys.modules[match[1]]) if not n.startswith("_")]
     elif match := re.search(
@@ -306,8 +302,10 @@ def _nearest(message: str) -> str:
         name, valid = match[1], [s.bound_name() for s in _imports()]
     elif match := re.search(r"No module named '([\w.]+)'", message):
         name = match[1].rpartition(".")[2]
-        folder = _REPOSITORY.joinpath(*match[1].split(".")[:-1])
-        valid = [path.stem for path in folder.glob("*.py")]
+        modules = pkgutil.walk_packages([str(_PACKAGE)], "clp_jax.")
+        shown = {module.name.rpartition(".")[2]: module.name for module in modules}
+        valid = list(shown)
     else:
         return ""
-    return f"\n  nearest: {', '.join(difflib.get_close_matches(name, valid, n=3, cutoff=0.0))}"
+    nearest = difflib.get_close_matches(name, valid, n=3, cutoff=0.0)
+    return f"\n  nearest: {', '.join(shown.get(each, each) for each in nearest)}"

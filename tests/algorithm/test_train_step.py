@@ -277,7 +277,7 @@ class Block:
 
 sys.meta_path.insert(0, Block())
 import jax, jax.numpy as jnp
-from clp_jax import subset, train_step
+from clp_jax.algorithm import subset, train_step
 from clp_jax.models.decoding import Decoding
 from clp_jax.models.sampling import sample
 from clp_jax.models.t5 import T5Config, Transformer

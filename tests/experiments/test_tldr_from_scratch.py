@@ -14,8 +14,7 @@ import numpy as np
 import pytest
 import sentencepiece
 
-from clp_jax import compare
-from clp_jax.evaluation import alignment, comparison, result
+from clp_jax.evaluation import alignment, comparison, comparison_report, result
 from clp_jax.evaluation.grids import reward_weights_grid
 from clp_jax.policies import prompting
 
@@ -307,7 +306,7 @@ def check_comparison(results, output):
         resamples=20,
     )
     assert [run.label for run in compared.runs] == list(METHODS)
-    text = compare.write(compared, output, prompts=1)
+    text = comparison_report.write(compared, output, prompts=1)
     assert "prompting" in text
     assert (output / "report.html").is_file()
 

@@ -5,8 +5,9 @@ import importlib.util
 import json
 import os
 import re
+import sys
+import types
 
-import jax
 import jax.numpy as jnp
 import plan_closed_forms as by_hand
 import pytest
@@ -80,7 +81,9 @@ def test_a_chip_is_looked_for_where_there_may_be_one(monkeypatch, given, tpu, pl
     monkeypatch.setattr(accelerators, "has_tpu", lambda: tpu)
     monkeypatch.setattr(accelerators, "entry_points", lambda group: plugins)
     updates = []
-    monkeypatch.setattr(jax.config, "update", lambda *setting: updates.append(setting))
+    # One that no test before this has told where to compute.
+    config = types.SimpleNamespace(jax_platforms=None, update=lambda *s: updates.append(s))
+    monkeypatch.setitem(sys.modules, "jax", types.SimpleNamespace(config=config))
     accelerators.look_for_none_in_vain()
     assert (os.environ["JAX_PLATFORMS"] or None) == chosen
     assert updates == ([("jax_platforms", "cpu")] if chosen == "cpu" else [])

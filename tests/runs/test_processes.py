@@ -36,7 +36,8 @@ LOST_SECONDS = 20
 SECONDS_TO_END = 60  # heartbeats and the shutdown's barrier wait for LOST_SECONDS each
 PROGRAM = f"""
 import sys
-from clp_jax import hosts, train
+from clp_jax import train
+from clp_jax.machine import hosts
 hosts._LOST_SECONDS = {LOST_SECONDS}
 train.main(sys.argv[1:])
 """

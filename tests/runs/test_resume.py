@@ -15,7 +15,8 @@ from clp_jax.runs import restoring, trainer
 # Kills itself in the call of a step, once that many are done; saves are what is under way then.
 KILLED = """
 import os, signal, sys
-from clp_jax import supervised, train, trainer
+from clp_jax import train
+from clp_jax.runs import supervised, trainer
 kind, last = {kind}, {last}
 step = kind.__call__
 def killed(self, state, batch, number):

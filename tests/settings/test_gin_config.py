@@ -131,7 +131,8 @@ def test_both_spellings_of_an_override(tmp_path):
 def test_errors_name_the_file_and_line(tmp_path):
     path = tmp_path / "mine.gin"
     path.write_text("from __gin__ import dynamic_registration\nfrom clp_jax import subzet\n")
-    with pytest.raises(ConfigError, match=r'(?s)mine.gin", line 2.*nearest: subset'):
+    message = r'(?s)mine.gin", line 2.*nearest: clp_jax.algorithm.subset'
+    with pytest.raises(ConfigError, match=message):
         gin_config.load([str(path)])
 
 

@@ -10,7 +10,7 @@ from scipy.special import log_softmax
 
 from clp_jax import counterexample as command
 from clp_jax.algorithm import losses
-from clp_jax.theory import counterexample, tabular
+from clp_jax.theory import counterexample, counterexample_report, tabular
 
 
 @pytest.fixture(scope="module")
@@ -124,7 +124,7 @@ def test_bad_settings(settings, message):
 
 
 def test_the_table_and_the_files(result, tmp_path):
-    (*seeds, worst) = command.rows(result)
+    (*seeds, worst) = counterexample_report.rows(result)
     assert [row["seed"] for row in seeds] == [str(i) for i in range(10)]
     assert seeds[2]["CLP: p(y3)"] == f"{result.clp.compromise[2]:.4f}"
     assert worst["CLP: largest gap"] == f"{result.clp.largest_gaps.max():.4f}"
@@ -133,7 +133,7 @@ def test_the_table_and_the_files(result, tmp_path):
     assert worst["Rewarded Soups: largest gap"] == least
     most = f"{result.logit_mixing.compromise.max():.4f}"
     assert worst["logit mixing: p(y3)"] == most
-    command.write(result, tmp_path)
+    counterexample_report.write(result, tmp_path)
     assert sorted(p.name for p in tmp_path.iterdir()) == [
         "counterexample.json", "counterexample.png"]  # fmt: skip
     saved = json.loads((tmp_path / "counterexample.json").read_text())
