@@ -1,10 +1,12 @@
-"""Every command of README.md and docs/, run as it stands there."""
+"""Every command of README.md and docs/, and what Python is marked so, run as it stands there."""
 
 import json
 import os
 import pathlib
 import re
+import shlex
 import subprocess
+import sys
 from concurrent import futures
 
 import pytest
@@ -46,6 +48,12 @@ COMPILED_FAST = (
 )  # fmt: skip
 
 
+def programs(page):
+    """The Python blocks of a page that are marked to be run."""
+    text = (smoke.ROOT / page).read_text()
+    return re.findall(r"```python run\n(.*?)```", text, re.DOTALL)
+
+
 def commands(pages=PAGES):
     """Each command of the pages' bash blocks, in order."""
     found = []
@@ -66,6 +74,11 @@ def test_ci_runs_what_the_pages_leave_to_it():
             command = "pip install -e '.[test]'"
         installs = command.startswith("pip ")
         assert any(line == command or (installs and line.startswith(command)) for line in ran)
+
+
+def test_the_python_that_is_run_is_there():
+    ran = {page: len(programs(page)) for page in PAGES if programs(page)}
+    assert ran == {"README.md": 1, "docs/own_loop.md": 1}
 
 
 def test_files_that_the_pages_name_exist():
@@ -132,6 +145,8 @@ def execute_page(page, main_job, folder):
         shorter = [flags for part, flags in SHORTER.items() if part in command]
         fast = any(part in command for part in COMPILED_FAST)
         execute(" ".join([command, *shorter]), folder, os.environ if fast else smoke.AS_USERS)
+    for program in programs(page):
+        execute(f"{shlex.quote(sys.executable)} -c {shlex.quote(program)}", folder)
     return len(ran)
 
 

@@ -3,16 +3,30 @@
 import pathlib
 from typing import TYPE_CHECKING
 
-import matplotlib
-
-matplotlib.use("Agg")  # no display on a training machine
-from matplotlib import pyplot as plt
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
 if TYPE_CHECKING:
     from clp_jax.evaluation.result import SweepResult
 
+SIZE = (6.0, 4.5)  # inches
+
 
 def front(result: "SweepResult", path: pathlib.Path) -> None:
+    """Writes a figure of `draw_front`.
+
+    Args:
+      result: of a sweep.
+      path: a file whose ending says the format.
+    """
+    # Not of pyplot, which would choose a window system: a training machine has no display, and a
+    # notebook has chosen.
+    figure = Figure(SIZE, layout="constrained")
+    draw_front(result, figure.subplots())
+    figure.savefig(path, dpi=150)
+
+
+def draw_front(result: "SweepResult", axes: Axes) -> None:
     """The front: KL-regularised rewards on the axes, points joined in order of w (Fig. 3).
 
     With one reward: reward against KL, joined in order of α (Fig. 2a). With three or more: every
@@ -20,9 +34,8 @@ def front(result: "SweepResult", path: pathlib.Path) -> None:
 
     Args:
       result: of a sweep.
-      path: a file whose ending says the format.
+      axes: drawn into.
     """
-    figure, axes = plt.subplots(figsize=(6, 4.5), layout="constrained")
     fronts, names = result.fronts(), result.names
     for part in fronts:
         _draw(axes, part, f"α = {part.kl_weights[0]:.3g}" if len(fronts) > 1 else "")
@@ -31,11 +44,9 @@ def front(result: "SweepResult", path: pathlib.Path) -> None:
     if len(names) == 2:
         axes.set_title(f"points are labelled with the weight of {names[0]}", fontsize="small")
     axes.grid(alpha=0.3)
-    figure.savefig(path, dpi=150)
-    plt.close(figure)
 
 
-def _draw(axes, part: "SweepResult", label: str) -> None:
+def _draw(axes: Axes, part: "SweepResult", label: str) -> None:
     names, values = part.names, part.values
     if len(names) == 1:
         axes.plot(part.kl, part.normalised[:, 0], marker="o")
@@ -53,6 +64,6 @@ def _draw(axes, part: "SweepResult", label: str) -> None:
         axes.set(xlabel=f"w = ({', '.join(names)})", ylabel="$V$")
 
 
-def _label_points(axes, xs, ys, labels) -> None:
+def _label_points(axes: Axes, xs, ys, labels) -> None:
     for x, y, label in zip(xs, ys, labels, strict=True):
         axes.annotate(f"{label:.2g}", (x, y), textcoords="offset points", xytext=(4, 4), fontsize=7)

@@ -5,6 +5,7 @@ import jax
 import numpy as np
 import pytest
 import smoke
+from matplotlib.figure import Figure
 
 from clp_jax.algorithm.rollout import Rollout
 from clp_jax.evaluation import grids, plots, report, sweep
@@ -218,14 +219,10 @@ def test_report_writes_values_and_a_plot(tmp_path, capfd, m):
     assert (tmp_path / "front.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_front_joins_the_points_in_order_of_w(tmp_path, monkeypatch):
-    drawn = {}
-    original = plots.plt.close
-    monkeypatch.setattr(
-        plots.plt, "close", lambda f: (drawn.update(x=f.axes[0].lines[0].get_xdata()), original(f))
-    )
-    plots.front(result([[0.9, 0.1], [0.6, 0.5], [0.2, 0.8]], GRID), tmp_path / "f.png")
-    np.testing.assert_allclose(drawn["x"], [0.9, 0.6, 0.2])
+def test_front_joins_the_points_in_order_of_w():
+    axes = Figure().subplots()
+    plots.draw_front(result([[0.9, 0.1], [0.6, 0.5], [0.2, 0.8]], GRID), axes)
+    np.testing.assert_allclose(axes.lines[0].get_xdata(), [0.9, 0.6, 0.2])
 
 
 def test_each_alpha_is_a_front_of_its_own(tmp_path):
