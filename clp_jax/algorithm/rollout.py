@@ -12,6 +12,7 @@ from clp_jax.algorithm import losses
 from clp_jax.algorithm.weighting import Weighting
 from clp_jax.models.decoding import Decoding
 from clp_jax.models.sampling import sample
+from clp_jax.models.value import completion_logits
 
 Params = Any
 
@@ -185,37 +186,3 @@ def completion_log_probs(
         losses.token_log_probs, module, params, prompts, completions, mask, dropout_key
     )
     return log_probs * mask
-
-
-def completion_logits(
-    module: nn.Module,
-    params: Params,
-    prompts: jax.Array,
-    completions: jax.Array,
-    mask: jax.Array,
-    dropout_key: jax.Array | None = None,
-    **options: bool,
-) -> jax.Array:
-    """All of the teacher-forced logits at once, [B, L, V] float32; arguments as above.
-
-    With the option `return_states` of `t5.Transformer.decode`, what they are made of: [B, L, emb].
-    """
-    rngs: list[dict[str, jax.Array]] = [{}, {}]
-    if dropout_key is not None:
-        rngs = [{"dropout": key} for key in jax.random.split(dropout_key)]
-    use_dropout = {"enable_dropout": dropout_key is not None}
-    encoded: Any = module.apply(
-        {"params": params}, prompts, **use_dropout, rngs=rngs[0], method=module.encode
-    )
-    decoded: Any = module.apply(
-        {"params": params},
-        encoded,
-        prompts,
-        jnp.pad(completions, ((0, 0), (1, 0)))[:, :-1],
-        mask.astype(jnp.int32),  # read as "which positions are not padding"
-        **use_dropout,
-        **options,
-        rngs=rngs[1],
-        method=module.decode,
-    )
-    return decoded

@@ -163,12 +163,28 @@ def update(
     policy_grads, value_grads, metrics = gradients(
         clp, state, reference, rollout, rewards, weighting, key
     )
-    state = _apply_gradients(clp, state, policy_grads, value_grads)
+    updates, policy_optimizer_state = per_objective(clp.policy_optimizer).update(
+        policy_grads, state.policy_optimizer_state, state.params
+    )
+    value_updates, value_optimizer_state = clp.value_optimizer.update(
+        value_grads, state.value_optimizer_state, state.value_params
+    )
+    state = TrainState(
+        step=state.step + 1,
+        params=optax.apply_updates(state.params, updates),
+        policy_optimizer_state=policy_optimizer_state,
+        value_params=optax.apply_updates(state.value_params, value_updates),
+        value_optimizer_state=value_optimizer_state,
+    )
+    tokens, mask = rollout.completions, rollout.mask
     return state, {
         **metrics,
         "gradient/policy_norm": optax.tree.norm(policy_grads),
         "gradient/value_norm": optax.tree.norm(value_grads),
-        **_rollout_metrics(clp, rollout),
+        # What shows a policy that degenerates.
+        "rollout/length": jnp.mean(jnp.sum(mask, axis=1)),
+        "rollout/repetition": jnp.mean(rollout_lib.repetition_rate(tokens, mask)),
+        "rollout/ended": jnp.mean(jnp.any(tokens == clp.decoding.eos_id, axis=1)),
     }
 
 
@@ -185,7 +201,10 @@ def gradients(
 
     Args: as of `update`.
     """
-    kl_weight, reward_weights = _per_example(weighting, rewards.shape[0])
+    # α and w of each example.
+    repeats = rewards.shape[0] // weighting.kl_weight.shape[0]
+    each = jax.tree.map(lambda x: jnp.repeat(x, repeats, axis=0), weighting)
+    kl_weight, reward_weights = each.kl_weight, each.reward_weights
 
     # V̂_i(x_t), and its own step towards R_i.
     def value_objective(value_params):
@@ -226,35 +245,6 @@ def gradients(
     )
 
 
-def _rollout_metrics(clp: CLP, rollout: Rollout) -> Metrics:
-    """Means over the batch of what shows a policy that degenerates."""
-    tokens, mask = rollout.completions, rollout.mask
-    return {
-        "rollout/length": jnp.mean(jnp.sum(mask, axis=1)),
-        "rollout/repetition": jnp.mean(rollout_lib.repetition_rate(tokens, mask)),
-        "rollout/ended": jnp.mean(jnp.any(tokens == clp.decoding.eos_id, axis=1)),
-    }
-
-
-def _apply_gradients(
-    clp: CLP, state: TrainState, policy_grads: CLPParams, value_grads: Params
-) -> TrainState:
-    """φ_{t+1} and the value network's next parameters."""
-    updates, policy_optimizer_state = per_objective(clp.policy_optimizer).update(
-        policy_grads, state.policy_optimizer_state, state.params
-    )
-    value_updates, value_optimizer_state = clp.value_optimizer.update(
-        value_grads, state.value_optimizer_state, state.value_params
-    )
-    return TrainState(
-        step=state.step + 1,
-        params=optax.apply_updates(state.params, updates),
-        policy_optimizer_state=policy_optimizer_state,
-        value_params=optax.apply_updates(state.value_params, value_updates),
-        value_optimizer_state=value_optimizer_state,
-    )
-
-
 def _log_probs_and_kl(clp, params, reference, rollout, weighting, key):
     """log π(y_t | x_t), differentiable, and the KL of line 6: ([B], [B])."""
 
@@ -280,12 +270,3 @@ def _log_probs_and_kl(clp, params, reference, rollout, weighting, key):
 
     keys = jax.random.split(jax.random.fold_in(key, 1), rollout.prompts.shape[0])
     return rollout_lib.over_weightings(of_group, weighting, rollout, keys)
-
-
-def _per_example(weighting: Weighting, batch_size: int) -> tuple[jax.Array, jax.Array]:
-    """α and w of each example: [k] and [k, m] -> [B] and [B, m]."""
-    repeats = batch_size // weighting.kl_weight.shape[0]
-    return (
-        jnp.repeat(weighting.kl_weight, repeats),
-        jnp.repeat(weighting.reward_weights, repeats, axis=0),
-    )

@@ -4,7 +4,7 @@ import dataclasses
 import pathlib
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import seqio
@@ -18,8 +18,6 @@ from clp_jax.reporting.errors import divisors, listed
 
 if TYPE_CHECKING:
     from clp_jax.settings.config import DatasetConfig
-
-T = TypeVar("T")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,11 +41,11 @@ class Batch:
     truncated_references: np.ndarray
 
 
-class SavedIterator(Iterator[T]):
+class SavedIterator(Iterator[Any]):
     """An iterator over a `tf.data` data set whose position can be saved and restored exactly.
 
     Args:
-      dataset: of flat dictionaries of tensors; `_features` gives them as numpy arrays.
+      dataset: of flat dictionaries of tensors, which become numpy arrays.
     """
 
     def __init__(self, dataset: tf.data.Dataset):
@@ -58,7 +56,7 @@ class SavedIterator(Iterator[T]):
         dataset = dataset.prefetch(2).with_options(options)
         self._iterator = dataset_iterator.TfDatasetIterator(dataset, checkpoint=True)
 
-    def _features(self) -> Mapping[str, np.ndarray]:
+    def __next__(self) -> Any:
         return next(self._iterator)
 
     def position(self) -> dict[str, np.ndarray]:
@@ -108,11 +106,6 @@ def shard_count(position: Iterable[str]) -> int:
     return int(next(iter(position)).rpartition("_of_")[2])
 
 
-class _Shard(SavedIterator[Mapping[str, np.ndarray]]):
-    def __next__(self) -> Mapping[str, np.ndarray]:
-        return self._features()
-
-
 class Batches(Iterator[Batch]):
     """The batches of one split; the position can be saved and restored exactly.
 
@@ -148,7 +141,7 @@ class Batches(Iterator[Batch]):
         self._columns = () if self._records is None else tasks.column_names(self._records)
         self._shards = self._opened(config.num_shards or share[1])
 
-    def _opened(self, count: int) -> dict[str, _Shard]:
+    def _opened(self, count: int) -> dict[str, SavedIterator]:
         """The parts of `count` that this reader has, by their names."""
         index, readers = self._share
         check_shards(count, readers)
@@ -156,7 +149,7 @@ class Batches(Iterator[Batch]):
         mine = range(index * each, (index + 1) * each)
         return {f"{shard}_of_{count}": self._shard(shard, count) for shard in mine}
 
-    def _shard(self, shard: int, count: int) -> _Shard:
+    def _shard(self, shard: int, count: int) -> SavedIterator:
         config = self._config
         integer = seqio.FeatureConverter.FeatureSpec(dtype=np.int32, rank=1)
         extra = {} if self._records is None else {"example_id": integer}
@@ -170,7 +163,7 @@ class Batches(Iterator[Batch]):
             seed=self._seed,
             shard_info=seqio.ShardInfo(shard, count),
         )
-        return _Shard(dataset.batch(config.batch_size // count, drop_remainder=self._repeat))
+        return SavedIterator(dataset.batch(config.batch_size // count, drop_remainder=self._repeat))
 
     def position(self) -> dict[str, dict[str, np.ndarray]]:
         """Where each of this reader's parts stands, as arrays that a checkpoint can hold."""

@@ -135,7 +135,7 @@ class PairBatch:
     rows: Sequence[Record]
 
 
-class PairBatches(SavedIterator[PairBatch]):
+class PairBatches(SavedIterator):
     """The batches of one split; the position can be saved and restored exactly.
 
     Args:
@@ -190,7 +190,7 @@ class PairBatches(SavedIterator[PairBatch]):
         super().__init__(dataset.padded_batch(batch_size, shapes, drop_remainder=repeat))
 
     def __next__(self) -> PairBatch:
-        features = self._features()
+        features = super().__next__()
         return PairBatch(
             features["document"],
             np.stack([features[name] for name in self._names], axis=1),

@@ -6,7 +6,7 @@ batches.
 """
 
 import functools
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import seqio
@@ -14,7 +14,7 @@ import seqio
 from clp_jax.data import tasks
 from clp_jax.data.briefs import pairs as briefs
 from clp_jax.data.pair_batches import Pair, PairBatch, PairBatches, class_names, records, register
-from clp_jax.data.tasks import SPLITS, Record
+from clp_jax.data.tasks import Record
 from clp_jax.reporting.errors import unknown_name
 
 __all__ = [
@@ -73,7 +73,7 @@ def nli_jsonl(
                 raise ValueError(f"{where}: {unknown_name('field', label_field, row)}")
             yield _nli_pair(row, row[label_field], labels, where)
 
-    pairs = _from_files(read, train_file, validation_file, validation_fraction)
+    pairs = tasks.from_files(read, _stripped, train_file, validation_file, validation_fraction)
     return register(name, pairs, vocabulary, labels)
 
 
@@ -164,7 +164,7 @@ def preference_jsonl(
                 )
             yield _preference_pair(row, where)
 
-    pairs = _from_files(read, train_file, validation_file, validation_fraction)
+    pairs = tasks.from_files(read, _stripped, train_file, validation_file, validation_fraction)
     return register(name, pairs, vocabulary)
 
 
@@ -184,9 +184,9 @@ def briefs_nli(
     def pair(row: Record, where: str) -> Pair:
         return _nli_pair(row, row["label"], briefs.LABELS, where)
 
-    sizes = _checked_sizes(name, train_size, validation_size)
     generate = functools.partial(briefs.nli, seed=seed, hard=hard)
-    return register(name, _generated(name, generate, sizes, pair), vocabulary, briefs.LABELS)
+    pairs = _generated(name, generate, train_size, validation_size, pair)
+    return register(name, pairs, vocabulary, briefs.LABELS)
 
 
 def briefs_preferences(
@@ -201,18 +201,23 @@ def briefs_preferences(
     Raises:
       ValueError: a size below 1.
     """
-    sizes = _checked_sizes(name, train_size, validation_size)
     generate = functools.partial(briefs.preferences, seed=seed, hard=hard)
-    return register(name, _generated(name, generate, sizes, _preference_pair), vocabulary)
+    pairs = _generated(name, generate, train_size, validation_size, _preference_pair)
+    return register(name, pairs, vocabulary)
 
 
 def _generated(
     name: str,
     generate: Callable[[str, int], Sequence[Record]],
-    sizes: Mapping[str, int],
+    train_size: int,
+    validation_size: int,
     pair: Callable[[Record, str], Pair],
 ) -> Callable[[str], Sequence[Pair]]:
     """Split -> its generated examples, made when they are first asked for."""
+    sizes = {"train": train_size, "validation": validation_size}
+    for split, size in sizes.items():
+        if size < 1:
+            raise ValueError(f"{name} has no {split} examples with {split}_size={size}")
 
     @functools.cache
     def pairs(split: str) -> Sequence[Pair]:
@@ -242,6 +247,11 @@ def _preference_pair(row: Record, where: str) -> Pair:
     return Pair(row["post"], (row["better"], row["worse"]), 0, row, where)
 
 
+def _stripped(pair: Pair) -> str:
+    """Texts that differ in the white space around them only are the same document."""
+    return pair.document.strip()
+
+
 def _checked_labels(labels: Sequence[str]) -> tuple[str, ...]:
     if isinstance(labels, str) or len(labels) < 2:
         raise ValueError(f"labels must be two or more names, got {labels!r}")
@@ -249,35 +259,3 @@ def _checked_labels(labels: Sequence[str]) -> tuple[str, ...]:
         if labels.count(label) > 1:
             raise ValueError(f"labels has {label!r} twice: {tuple(labels)}")
     return tuple(labels)
-
-
-def _checked_sizes(name: str, train_size: int, validation_size: int) -> dict[str, int]:
-    sizes = {"train": train_size, "validation": validation_size}
-    for split, size in sizes.items():
-        if size < 1:
-            raise ValueError(f"{name} has no {split} examples with {split}_size={size}")
-    return sizes
-
-
-def _from_files(
-    read: Callable[[str], Iterable[Pair]],
-    train_file: str,
-    validation_file: str | None,
-    validation_fraction: float,
-) -> Callable[[str], Sequence[Pair]]:
-    """Split -> examples, of one file or two; `read` gives the examples of a file."""
-    splits: dict[str, list[Pair]] = {split: [] for split in SPLITS}
-    if validation_file is not None:
-        splits = {"train": list(read(train_file)), "validation": list(read(validation_file))}
-        return splits.__getitem__
-    for pair in read(train_file):
-        # Texts that differ in the white space around them only are the same document.
-        held_out = tasks.hash_fraction(pair.document.strip()) < validation_fraction
-        splits["validation" if held_out else "train"].append(pair)
-    for split, pairs in splits.items():
-        if not pairs:
-            raise ValueError(
-                f"{train_file} has no {split} examples with validation_fraction="
-                f"{validation_fraction}; give a validation file or a larger data set"
-            )
-    return splits.__getitem__

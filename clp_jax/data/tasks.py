@@ -9,8 +9,8 @@ import functools
 import hashlib
 import json
 import pathlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, TypeVar
 
 import seqio
 import tensorflow as tf
@@ -20,6 +20,7 @@ from clp_jax.reporting import console
 from clp_jax.reporting.errors import unknown_name
 
 Record = Mapping[str, Any]
+T = TypeVar("T")
 
 PROMPT_PREFIX = "summarize: "
 SPLITS = ("train", "validation")
@@ -52,11 +53,11 @@ def prompt_prefix(task_name: str) -> str:
     return _PROMPT_PREFIXES.get(task_name, "")
 
 
-def check_task(task_name: str, source: str = "MIXTURE_OR_TASK_NAME") -> None:
+def check_task(task_name: str) -> None:
     """Raises ValueError with the nearest names unless SeqIO knows `task_name`."""
     known = [*seqio.TaskRegistry.names(), *seqio.MixtureRegistry.names()]
     if task_name not in known:
-        raise ValueError(unknown_name("task", task_name, known, source))
+        raise ValueError(unknown_name("task", task_name, known, "MIXTURE_OR_TASK_NAME"))
 
 
 # ------------------------------------------------------------------------------------------------
@@ -120,26 +121,37 @@ def jsonl(
       ValueError: a file that is missing or empty, or a bad line: path and line number.
     """
 
-    @functools.cache
     def read(path: str) -> list[Record]:
         return read_jsonl(path, {"document": document_field, "summary": summary_field})
 
-    @functools.cache
-    def records(split: str) -> Sequence[Record]:
-        if validation_file is not None:
-            return read({"train": train_file, "validation": validation_file}[split])
-        return [r for r in read(train_file) if held_out(r) == (split == "validation")]
+    records = from_files(
+        read, lambda row: row["document"], train_file, validation_file, validation_fraction
+    )
+    return register(name, records, vocabulary, prompt_prefix)
 
-    def held_out(record: Record) -> bool:
-        return hash_fraction(record["document"]) < validation_fraction
 
-    for split in SPLITS:
-        if not records(split):
+def from_files(
+    read: Callable[[str], Iterable[T]],
+    document: Callable[[T], str],
+    train_file: str,
+    validation_file: str | None,
+    validation_fraction: float,
+) -> Callable[[str], Sequence[T]]:
+    """Split -> examples, of one file or two; the hash of its `document` holds an example out."""
+    splits: dict[str, list[T]] = {split: [] for split in SPLITS}
+    if validation_file is not None:
+        splits = {"train": list(read(train_file)), "validation": list(read(validation_file))}
+        return splits.__getitem__
+    for example in read(train_file):
+        held_out = hash_fraction(document(example)) < validation_fraction
+        splits["validation" if held_out else "train"].append(example)
+    for split, examples in splits.items():
+        if not examples:
             raise ValueError(
                 f"{train_file} has no {split} examples with validation_fraction="
                 f"{validation_fraction}; give a validation file or a larger data set"
             )
-    return register(name, records, vocabulary, prompt_prefix)
+    return splits.__getitem__
 
 
 def xsum(

@@ -20,6 +20,10 @@ class Interval:
     low: np.ndarray
     high: np.ndarray
 
+    def at(self, row: int) -> pareto.Estimate:
+        """At one of the weightings."""
+        return pareto.Estimate(self.value[row], self.low[row], self.high[row])
+
 
 @dataclasses.dataclass(frozen=True)
 class Front:
@@ -62,6 +66,11 @@ class Front:
     def any_part(self) -> SweepResult:
         """Any run's part, for what all of them have in common."""
         return next(iter(self.parts.values()))
+
+    def difference(self, label: str, row: int) -> pareto.Estimate:
+        """Of V_{α,w} to the baseline's, at one of the weightings."""
+        found = self.dominance[label]
+        return pareto.Estimate(found.differences[row], found.low[row], found.high[row])
 
 
 @dataclasses.dataclass(frozen=True)

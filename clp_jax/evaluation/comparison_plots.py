@@ -4,17 +4,16 @@ import pathlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import matplotlib
-
-matplotlib.use("Agg")  # no display on a training machine
 import numpy as np
-from matplotlib import pyplot as plt
+from matplotlib import colormaps
+from matplotlib.figure import Figure
 
 from clp_jax.evaluation.comparison import Comparison
 from clp_jax.evaluation.comparison_tables import front_title
 from clp_jax.evaluation.result import SweepResult
 
 _PANEL = (6.0, 4.5)  # inches
+_DPI = 120
 
 
 def fronts(comparison: Comparison, path: pathlib.Path) -> None:
@@ -61,7 +60,7 @@ def bars(comparison: Comparison, path: pathlib.Path) -> None:
         axes.set_ylabel(f"$1 - V / V$ of {_plain(comparison.baseline)} (lower is better)")
         _weighting_axis(axes, front.any_part)
         _finish(axes, front_title(front))
-    _save(figure, path)
+    figure.savefig(path, dpi=_DPI)
 
 
 def progress(comparison: Comparison, path: pathlib.Path) -> None:
@@ -72,13 +71,13 @@ def progress(comparison: Comparison, path: pathlib.Path) -> None:
     runs = [run for run in comparison.runs if len(run.steps) > 1]
     figure, panels = _panels(len(comparison.fronts), len(runs), share="row")
     for column, run in enumerate(runs):
-        colours = plt.get_cmap("viridis")(np.linspace(0.9, 0, len(run.steps)))
+        colours = colormaps["viridis"](np.linspace(0.9, 0, len(run.steps)))
         for (step, swept), colour in zip(run.steps.items(), colours, strict=True):
             for axes, rows in zip(panels[:, column], swept.front_rows(), strict=True):
                 _front(axes, swept.part(rows), color=colour, label=f"step {step:,}", marker="o")
         for axes, front in zip(panels[:, column], comparison.fronts, strict=True):
             _finish(axes, ", ".join(filter(None, [_plain(run.label), front_title(front)])))
-    _save(figure, path)
+    figure.savefig(path, dpi=_DPI)
 
 
 def _each_front(comparison: Comparison, draw: Callable[..., None], path: pathlib.Path) -> None:
@@ -88,7 +87,7 @@ def _each_front(comparison: Comparison, draw: Callable[..., None], path: pathlib
         for label, part in front.parts.items():
             draw(axes, part, **_style(comparison, label))
         _finish(axes, front_title(front))
-    _save(figure, path)
+    figure.savefig(path, dpi=_DPI)
 
 
 def _front(axes, part: SweepResult, **style) -> None:
@@ -135,7 +134,7 @@ def _style(comparison: Comparison, label: str) -> dict[str, Any]:
     if label == comparison.baseline and comparison.others:
         return common | {"color": "0.35", "linestyle": "--"}
     labels: Sequence[str] = comparison.others or (label,)
-    return common | {"color": plt.get_cmap("tab10")(labels.index(label) % 10), "linestyle": "-"}
+    return common | {"color": colormaps["tab10"](labels.index(label) % 10), "linestyle": "-"}
 
 
 def _plain(text: str) -> str:
@@ -145,16 +144,9 @@ def _plain(text: str) -> str:
 
 
 def _panels(rows: int, columns: int, size: tuple[float, float] = _PANEL, share="none"):
-    figsize = (size[0] * columns, size[1] * rows)
-    return plt.subplots(
-        rows,
-        columns,
-        figsize=figsize,
-        squeeze=False,
-        layout="constrained",
-        sharex=share,
-        sharey=share,
-    )
+    # Not of pyplot, which would choose a window system: a training machine has no display.
+    figure = Figure((size[0] * columns, size[1] * rows), layout="constrained")
+    return figure, figure.subplots(rows, columns, squeeze=False, sharex=share, sharey=share)
 
 
 def _finish(axes, title: str) -> None:
@@ -163,8 +155,3 @@ def _finish(axes, title: str) -> None:
     axes.legend(fontsize="small")
     if title:
         axes.set_title(title)
-
-
-def _save(figure, path: pathlib.Path) -> None:
-    figure.savefig(path, dpi=120)
-    plt.close(figure)

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from clp_jax.evaluation.comparison import Comparison, Front, Interval, progress
+from clp_jax.evaluation.comparison import Comparison, Front, progress
 from clp_jax.evaluation.pareto import Estimate
 
 CSV_COLUMNS = (
@@ -22,21 +22,18 @@ CSV_COLUMNS = (
 def csv_text(comparison: Comparison) -> str:
     """metrics.csv: one line a number, with the columns `CSV_COLUMNS`."""
     file = io.StringIO()
-    writer = csv.DictWriter(file, CSV_COLUMNS, restval="", lineterminator="\n")
+    writer = csv.DictWriter(file, CSV_COLUMNS, lineterminator="\n")
     writer.writeheader()
     for record in records(comparison):
-        known = {k: v for k, v in record.items() if v is not None}
-        if "reference_point" in known:
-            known["reference_point"] = " ".join(f"{x:g}" for x in known["reference_point"])
-        if "w" in known:
-            known["w"] = " ".join(f"{x:g}" for x in known["w"])
-        writer.writerow(known)
+        vectors = {k: v for k, v in record.items() if isinstance(v, list)}
+        shown = {k: " ".join(f"{x:g}" for x in vector) for k, vector in vectors.items()}
+        writer.writerow(record | shown)
     return file.getvalue()
 
 
-def to_json(comparison: Comparison) -> dict[str, Any]:
+def json_text(comparison: Comparison) -> str:
     """metrics.json: what was compared, and the lines of metrics.csv; null for what is undefined."""
-    return {
+    content = {
         "names": list(comparison.names),
         "objectives": list(comparison.fronts[0].objectives),
         "reference_point": comparison.reference_point.tolist(),
@@ -47,6 +44,7 @@ def to_json(comparison: Comparison) -> dict[str, Any]:
         "notes": list(comparison.notes),
         "metrics": list(records(comparison)),
     }
+    return json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
 
 
 def records(comparison: Comparison) -> Iterator[dict[str, Any]]:
@@ -84,8 +82,7 @@ def _front_records(front: Front, label: str) -> Iterator[dict[str, Any]]:
     metrics = front.metrics[label]
     point = front.reference_point.tolist()
     yield _estimate("hypervolume", metrics.hypervolume) | {"reference_point": point}
-    below = {"metric": "points_not_above", "value": front.not_above[label]}
-    yield below | {"reference_point": point}
+    yield {"metric": "points_not_above", "value": front.not_above[label], "reference_point": point}
     for metric in ("extent", "evenness", "self_regret"):
         yield _estimate(metric, getattr(metrics, metric))
     for metric, each in (("range", metrics.ranges), ("kendall_tau", metrics.controllability)):
@@ -108,10 +105,10 @@ def _weighting_records(front: Front, label: str) -> Iterator[dict[str, Any]]:
     part, value = front.parts[label], front.scalarized[label]
     for i in range(len(front.weights)):
         at = {"alpha": float(part.kl_weights[i]), "w": part.reward_weights[i].tolist()}
-        yield _at("V", value, i) | at
+        yield _estimate("V", value.at(i)) | at
         if label in front.dominance:
-            yield _at("difference", _differences(front, label), i) | at | {"paired": True}
-            yield _at("shortfall", front.shortfall[label], i) | at | {"paired": True}
+            yield _estimate("difference", front.difference(label, i)) | at | {"paired": True}
+            yield _estimate("shortfall", front.shortfall[label].at(i)) | at | {"paired": True}
         for metric, columns in (("reward", part.normalised), ("V_objective", part.values)):
             for name, mean in zip(part.names, columns[i], strict=True):
                 yield {"metric": metric, "objective": name, "value": mean} | at
@@ -121,24 +118,5 @@ def _weighting_records(front: Front, label: str) -> Iterator[dict[str, Any]]:
             yield {"metric": "other_reward", "objective": name, "value": mean} | at
 
 
-def _at(metric: str, interval: Interval, row: int) -> dict[str, Any]:
-    return {
-        "metric": metric,
-        "value": interval.value[row],
-        "low": interval.low[row],
-        "high": interval.high[row],
-    }
-
-
 def _estimate(metric: str, estimate: Estimate) -> dict[str, Any]:
     return {"metric": metric, **dataclasses.asdict(estimate)}
-
-
-def _differences(front: Front, label: str) -> Interval:
-    dominance = front.dominance[label]
-    return Interval(dominance.differences, dominance.low, dominance.high)
-
-
-def json_text(comparison: Comparison) -> str:
-    """metrics.json as text."""
-    return json.dumps(to_json(comparison), indent=1, ensure_ascii=False, allow_nan=False) + "\n"

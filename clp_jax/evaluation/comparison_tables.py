@@ -8,6 +8,7 @@ import numpy as np
 
 from clp_jax.evaluation import comparison as comparison_lib
 from clp_jax.evaluation.comparison import Comparison, Front
+from clp_jax.evaluation.pareto import Estimate
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,20 +76,20 @@ def text(comparison: Comparison) -> str:
     for table in tables(comparison):
         lines = [list(table.rows[0]), *([*row.values()] for row in table.rows)]
         widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-        aligned = [
-            "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
-            for line in lines
-        ]
+        aligned = ["  ".join(map(str.ljust, line, widths)).rstrip() for line in lines]
         blocks.append("\n".join([table.title, "-" * len(table.title), *aligned]))
     return "\n\n".join(blocks) + "\n"
 
 
-def _cell(value: float, low: float | None = None, high: float | None = None) -> str:
-    if not math.isfinite(value):
+def _cell(value: float) -> str:
+    return _three_digits(value) if math.isfinite(value) else "n/a"
+
+
+def _estimate_cell(estimate: Estimate) -> str:
+    if not math.isfinite(estimate.value):
         return "n/a"
-    if low is None or high is None:
-        return _three_digits(value)
-    return f"{_three_digits(value)} [{_three_digits(low)}, {_three_digits(high)}]"
+    value, low, high = map(_three_digits, dataclasses.astuple(estimate))
+    return f"{value} [{low}, {high}]"
 
 
 def _three_digits(value: float) -> str:
@@ -97,46 +98,47 @@ def _three_digits(value: float) -> str:
 
 def _metric_rows(front: Front) -> list[dict[str, str]]:
     """One row a metric, one column a run."""
-    rows: dict[str, dict[str, str]] = {}
+    columns = {}
     point, n = numbers(front.reference_point), len(front.weights)
     for label, metrics in front.metrics.items():
-        cells = {
+        estimates = {
             f"hypervolume, reference ({point})": metrics.hypervolume,
             "extent": metrics.extent,
             **{
-                f"range of {name}": estimate
-                for name, estimate in zip(front.objectives, metrics.ranges, strict=True)
-            },
-            **{
-                f"Kendall tau of {name}": estimate
-                for name, estimate in zip(front.objectives, metrics.controllability, strict=True)
+                f"{metric} of {name}": estimate
+                for metric, each in (
+                    ("range", metrics.ranges),
+                    ("Kendall tau", metrics.controllability),
+                )
+                for name, estimate in zip(front.objectives, each, strict=True)
             },
             "evenness (beside extent)": metrics.evenness,
             "self-regret": metrics.self_regret,
         }
-        for name, estimate in cells.items():
-            shown = _cell(estimate.value, estimate.low, estimate.high)
-            rows.setdefault(name, {"metric": name})[label] = shown
-        below = f"points not above ({point})"
-        rows.setdefault(below, {"metric": below})[label] = f"{front.not_above[label]} of {n}"
-    return list(rows.values())
+        columns[label] = {name: _estimate_cell(each) for name, each in estimates.items()}
+        columns[label][f"points not above ({point})"] = f"{front.not_above[label]} of {n}"
+    return _by_metric(columns)
 
 
 def _against_rows(comparison: Comparison, front: Front) -> list[dict[str, str]]:
     """One row a metric, one column a run other than the baseline."""
-    rows: dict[str, dict[str, str]] = {}
+    columns = {}
     for label, dominance in front.dominance.items():
         ours, theirs = front.igd_plus[label]
-        cells = {
+        columns[label] = {
             "mean difference of V": _cell(dominance.mean),
             "least difference of V": _cell(dominance.least),
             "share of weightings with interval above 0": _cell(dominance.share_above),
             f"IGD+ to {comparison.baseline}'s front": _cell(ours),
             f"IGD+ of {comparison.baseline}'s front to it": _cell(theirs),
         }
-        for name, cell in cells.items():
-            rows.setdefault(name, {"metric": name})[label] = cell
-    return list(rows.values())
+    return _by_metric(columns)
+
+
+def _by_metric(columns: Mapping[str, Mapping[str, str]]) -> list[dict[str, str]]:
+    """Run -> metric -> cell, as rows."""
+    metrics = next(iter(columns.values()))
+    return [{"metric": m} | {run: cells[m] for run, cells in columns.items()} for m in metrics]
 
 
 def _weighting_rows(comparison: Comparison, front: Front) -> list[dict[str, str]]:
@@ -152,17 +154,12 @@ def _weighting_rows(comparison: Comparison, front: Front) -> list[dict[str, str]
                 row |= {f"V {n}": _cell(x) for n, x in zip(part.names, part.values[i], strict=True)}
             row["V"] = _cell(front.scalarized[label].value[i])
             if comparison.others:
-                row[f"V − V of {comparison.baseline}"] = _difference(front, label, i)
+                compared = label in front.dominance
+                difference = _estimate_cell(front.difference(label, i)) if compared else ""
+                row[f"V − V of {comparison.baseline}"] = difference
             row |= {"length": f"{part.length[i]:.1f}", "repetition": _cell(part.repetition[i])}
             rows.append(row)
     return rows
-
-
-def _difference(front: Front, label: str, row: int) -> str:
-    if label not in front.dominance:
-        return ""
-    dominance = front.dominance[label]
-    return _cell(dominance.differences[row], dominance.low[row], dominance.high[row])
 
 
 def _progress_rows(comparison: Comparison) -> Iterator[dict[str, str]]:

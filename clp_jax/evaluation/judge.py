@@ -22,6 +22,7 @@ left out of the rates.
 
 import dataclasses
 import enum
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
@@ -238,19 +239,13 @@ class Judgement:
 
     def to_json(self) -> dict[str, Any]:
         """All of it, as plain values; NaN as None."""
-        fields = {name: _plain(getattr(self, name)) for name in ("win", "loss", "tie", "lead")}
-        criteria = {
-            name: {field.name: _plain(getattr(rates, field.name)) for field in _FIELDS}
-            for name, rates in self.criteria.items()
-        }
-        counts = {"num_articles": self.num_articles, "undecided": self.undecided}
-        return {**fields, "criteria": criteria, **counts}
+        fields = dataclasses.asdict(self)
+        for rates in fields["criteria"].values():
+            rates["first"] = None if math.isnan(rates["first"]) else rates["first"]
+        return fields
 
 
-_FIELDS = dataclasses.fields(CriterionRates)
-
-
-def judgement(votes: np.ndarray, resamples: int = 1000, seed: int = 0) -> Judgement:
+def judgement(votes: np.ndarray) -> Judgement:
     """The rates and their intervals, by a bootstrap over articles.
 
     Articles with a missing answer are left out of the wins, and comparisons with one out of the
@@ -258,8 +253,6 @@ def judgement(votes: np.ndarray, resamples: int = 1000, seed: int = 0) -> Judgem
 
     Args:
       votes: see `votes`.
-      resamples: of the bootstrap.
-      seed: likewise.
 
     Raises:
       ValueError: no article was decided.
@@ -271,21 +264,19 @@ def judgement(votes: np.ndarray, resamples: int = 1000, seed: int = 0) -> Judgem
             f"none of {len(votes)} articles was decided: each lacks an answer that names a summary"
         )
     columns = np.stack([decided == 1, decided == -1, decided == 0, decided], axis=1)
-    win, loss, tie, lead = _estimates(columns, resamples, seed)
+    win, loss, tie, lead = _estimates(columns)
     return Judgement(
         win=win,
         loss=loss,
         tie=tie,
         lead=lead,
-        criteria={
-            name: _criterion(votes[:, i], resamples, seed) for i, name in enumerate(CRITERIA)
-        },
+        criteria={name: _criterion(votes[:, i]) for i, name in enumerate(CRITERIA)},
         num_articles=len(votes),
         undecided=len(votes) - len(decided),
     )
 
 
-def _criterion(votes: np.ndarray, resamples: int, seed: int) -> CriterionRates:
+def _criterion(votes: np.ndarray) -> CriterionRates:
     """The rates of one criterion; votes [P, 2 orders]."""
     missing = np.isnan(votes)
     whole = votes[~missing.any(axis=1)]
@@ -293,7 +284,7 @@ def _criterion(votes: np.ndarray, resamples: int, seed: int) -> CriterionRates:
     columns = np.stack([prefers == 1, prefers == -1, whole[:, 0] == whole[:, 1]], axis=1)
     first = votes * [1, -1]
     named = np.abs(first) == 1
-    ours, theirs, consistent = _estimates(columns, resamples, seed)
+    ours, theirs, consistent = _estimates(columns)
     return CriterionRates(
         ours=ours,
         theirs=theirs,
@@ -303,19 +294,13 @@ def _criterion(votes: np.ndarray, resamples: int, seed: int) -> CriterionRates:
     )
 
 
-def _estimates(columns: np.ndarray, resamples: int, seed: int) -> list[Estimate]:
+def _estimates(columns: np.ndarray) -> list[Estimate]:
     """The mean of each column of [P, k] over the articles, with its interval."""
     columns = columns.astype(float)
-    low, high = interval(resampled_means(columns[None], resamples, seed)[:, 0])
+    low, high = interval(resampled_means(columns[None])[:, 0])
     means = columns.mean(axis=0)
     return [Estimate(*map(float, row)) for row in zip(means, low, high, strict=True)]
 
 
 def _cell(rate: Estimate) -> str:
     return f"{rate.value:.3f} [{rate.low:.3f}, {rate.high:.3f}]"
-
-
-def _plain(value: Estimate | float | int) -> Any:
-    if isinstance(value, Estimate):
-        return {"value": value.value, "low": value.low, "high": value.high}
-    return None if value != value else value

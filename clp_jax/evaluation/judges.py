@@ -271,13 +271,10 @@ class RewardJudge:
           ValueError: the reward needs what the questions lack, as a reference.
           RewardError: the reward failed.
         """
-        verdicts = [Verdict.NONE] * len(questions)
+        found: dict[Question, Verdict] = {}
         for criterion, stack in self._rewards.items():
-            asked = [i for i, question in enumerate(questions) if question.criterion == criterion]
-            found = _verdicts(stack, [questions[i] for i in asked])
-            for i, verdict in zip(asked, found, strict=True):
-                verdicts[i] = verdict
-        return verdicts
+            found |= _verdicts(stack, [q for q in questions if q.criterion == criterion])
+        return [found.get(question, Verdict.NONE) for question in questions]
 
     def close(self) -> None:
         """Closes the rewards."""
@@ -285,10 +282,10 @@ class RewardJudge:
             stack.close()
 
 
-def _verdicts(stack: RewardStack, questions: Sequence[Question]) -> list[Verdict]:
+def _verdicts(stack: RewardStack, questions: Sequence[Question]) -> dict[Question, Verdict]:
     """By the scores of the texts, each of which is scored once."""
     if not questions:
-        return []
+        return {}
     texts = dict.fromkeys(
         (q.document, q.reference, text) for q in questions for text in (q.first, q.second)
     )
@@ -307,4 +304,4 @@ def _verdicts(stack: RewardStack, questions: Sequence[Question]) -> list[Verdict
             return Verdict.EQUAL
         return Verdict.FIRST if first > second else Verdict.SECOND
 
-    return [verdict(question) for question in questions]
+    return {question: verdict(question) for question in questions}

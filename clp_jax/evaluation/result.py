@@ -15,6 +15,13 @@ _TEXTS = ("documents", "references", "completions")
 _NAMES = ("names", "other_names")
 
 
+def _mean(prompt_values: str) -> "functools.cached_property[np.ndarray]":
+    """The means over the prompts of one of the arrays of a `SweepResult`, [n, ...]."""
+    return functools.cached_property(
+        lambda result: getattr(result, prompt_values).mean(axis=1, dtype=float)
+    )
+
+
 @dataclasses.dataclass(frozen=True)
 class SweepResult:
     """A policy at n weightings over P prompts, with m objectives.
@@ -61,40 +68,13 @@ class SweepResult:
         """P."""
         return len(self.documents)
 
-    @functools.cached_property
-    def raw(self) -> np.ndarray:
-        """Mean raw rewards, [n, m]."""
-        return self.prompt_raw.mean(axis=1, dtype=float)
-
-    @functools.cached_property
-    def normalised(self) -> np.ndarray:
-        """Mean normalised rewards, [n, m]."""
-        return self.prompt_normalised.mean(axis=1, dtype=float)
-
-    @functools.cached_property
-    def kl(self) -> np.ndarray:
-        """Mean KL to the reference, [n], in nats."""
-        return self.prompt_kl.mean(axis=1, dtype=float)
-
-    @functools.cached_property
-    def length(self) -> np.ndarray:
-        """Mean completion length, [n], in tokens."""
-        return self.prompt_length.mean(axis=1, dtype=float)
-
-    @functools.cached_property
-    def repetition(self) -> np.ndarray:
-        """Mean repetition, [n]."""
-        return self.prompt_repetition.mean(axis=1, dtype=float)
-
-    @functools.cached_property
-    def other_raw(self) -> np.ndarray:
-        """Mean raw rewards that were not learned, [n, k]."""
-        return self.prompt_other_raw.mean(axis=1, dtype=float)
-
-    @functools.cached_property
-    def other_normalised(self) -> np.ndarray:
-        """Mean normalised rewards that were not learned, [n, k]."""
-        return self.prompt_other_normalised.mean(axis=1, dtype=float)
+    raw = _mean("prompt_raw")  # [n, m]
+    normalised = _mean("prompt_normalised")  # [n, m]
+    kl = _mean("prompt_kl")  # [n], in nats
+    length = _mean("prompt_length")  # [n], in tokens
+    repetition = _mean("prompt_repetition")  # [n]
+    other_raw = _mean("prompt_other_raw")  # [n, k]
+    other_normalised = _mean("prompt_other_normalised")  # [n, k]
 
     @functools.cached_property
     def values(self) -> np.ndarray:
@@ -153,8 +133,10 @@ class SweepResult:
             **{f"V {name}": v for name, v in zip(self.names, self.values.T, strict=True)},
             "length": self.length,
             "repetition": self.repetition,
-            **self._others(),
         }
+        others = zip(self.other_names, self.other_normalised.T, self.other_raw.T, strict=True)
+        for name, normalised, raw in others:
+            columns |= {f"other {name}": normalised, f"other {name} (raw)": raw}
         return [
             {name: float(column[i]) for name, column in columns.items()}
             for i in range(len(self.kl_weights))
@@ -172,15 +154,6 @@ class SweepResult:
                 f"eval/other/{name}": float(values.mean())
                 for name, values in zip(self.other_names, self.other_normalised.T, strict=True)
             },
-        }
-
-    def _others(self) -> dict[str, np.ndarray]:
-        """The rewards that were not learned, normalised, and raw: name -> [n]."""
-        columns = zip(self.other_names, self.other_normalised.T, self.other_raw.T, strict=True)
-        return {
-            key: values
-            for name, normalised, raw in columns
-            for key, values in ((f"other {name}", normalised), (f"other {name} (raw)", raw))
         }
 
     def to_json(self) -> dict[str, Any]:

@@ -1,6 +1,5 @@
 """A steerable policy over a grid of weightings: one completion of every prompt at each of them."""
 
-import dataclasses
 import json
 import pathlib
 import time
@@ -75,12 +74,13 @@ def sweep(
     prompts = prompts or Prompts(run)
     started, said, parts = time.monotonic(), time.monotonic(), []
     for i, (kl_weight, reward_weights) in enumerate(weightings):
-        kept = _Kept(run, folder, name, i, kl_weight, reward_weights, len(prompts.documents))
-        part = kept.read()
+        path = folder and folder / PARTS / f"{i:03d}.npz"
+        identity = _identity(run, name, kl_weight, reward_weights, len(prompts.documents))
+        part = _kept(path, identity)
         if not hosts.unanimous(part is not None) or part is None:
             part = _at(policy, run, prompts, Weighting.of(kl_weight, reward_weights), rows)
-            if hosts.is_main():
-                kept.write(part)
+            if path is not None and hosts.is_main():
+                _keep(path, identity, part)
         parts.append(part)
         if stop is not None and i + 1 < len(weightings) and stop():
             raise Preempted(f"{i + 1} of {len(weightings)} weightings are evaluated")
@@ -189,58 +189,43 @@ def _reward_scores(
     return scores
 
 
-@dataclasses.dataclass(frozen=True)
-class _Kept:
-    """The file of one weighting that is done, in a sweep that may be stopped and started again."""
+def _kept(path: pathlib.Path | None, identity: str) -> dict[str, np.ndarray] | None:
+    """A weighting that a sweep which was stopped had done; None for nothing, or something else."""
+    if path is None or not path.is_file():
+        return None
+    with np.load(path) as file:
+        part = dict(file)
+    if str(part.pop("identity")) != identity:
+        return None
+    part["completions"] = np.array(json.loads(str(part["completions"])), object)
+    return part
 
-    run: "Run"
-    folder: pathlib.Path | None
-    name: str
-    index: int
-    kl_weight: float
-    reward_weights: np.ndarray
-    num_prompts: int
 
-    def read(self) -> dict[str, np.ndarray] | None:
-        """What was kept; None where there is nothing, or something else."""
-        if self._path is None or not self._path.is_file():
-            return None
-        with np.load(self._path) as file:
-            part = dict(file)
-        if str(part.pop("identity")) != self._identity:
-            return None
-        part["completions"] = np.array(json.loads(str(part["completions"])), object)
-        return part
+def _keep(path: pathlib.Path, identity: str, part: Mapping[str, Any]) -> None:
+    """Keeps a weighting that is done, whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.partial")
+    completions = json.dumps(part["completions"].tolist())
+    with partial.open("wb") as file:
+        np.savez(file, **{**part, "completions": completions, "identity": identity})
+    partial.rename(path)
 
-    def write(self, part: Mapping[str, Any]) -> None:
-        """Keeps a weighting, whole or not at all."""
-        if self._path is None:
-            return
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        partial = self._path.with_name(f".{self._path.name}.partial")
-        completions = json.dumps(part["completions"].tolist())
-        with partial.open("wb") as file:
-            np.savez(file, **{**part, "completions": completions, "identity": self._identity})
-        partial.rename(self._path)
 
-    @property
-    def _path(self) -> pathlib.Path | None:
-        return self.folder and self.folder / PARTS / f"{self.index:03d}.npz"
-
-    @property
-    def _identity(self) -> str:
-        """What has to be the same for a kept weighting to be the one that is wanted."""
-        others = self.run.evaluation.rewards
-        return json.dumps(
-            {
-                "model_dir": self.run.model_dir,
-                "name": self.name,
-                "kl_weight": self.kl_weight,
-                "reward_weights": self.reward_weights.tolist(),
-                "rewards": self.run.model.rewards.describe(),
-                "other_rewards": others.describe() if others else "",
-                "num_prompts": self.num_prompts,
-                "batch_size": self.run.infer_eval_dataset_cfg.batch_size,
-                "seed": self.run.random_seed,
-            }
-        )
+def _identity(
+    run: "Run", name: str, kl_weight: float, reward_weights: np.ndarray, num_prompts: int
+) -> str:
+    """What has to be the same for a kept weighting to be the one that is wanted."""
+    others = run.evaluation.rewards
+    return json.dumps(
+        {
+            "model_dir": run.model_dir,
+            "name": name,
+            "kl_weight": kl_weight,
+            "reward_weights": reward_weights.tolist(),
+            "rewards": run.model.rewards.describe(),
+            "other_rewards": others.describe() if others else "",
+            "num_prompts": num_prompts,
+            "batch_size": run.infer_eval_dataset_cfg.batch_size,
+            "seed": run.random_seed,
+        }
+    )

@@ -226,8 +226,6 @@ def all_or_none(
 
 def unanimous(value: bool) -> bool:
     """Whether every process says so."""
-    if jax.process_count() == 1:
-        return value
     return bool(multihost_utils.process_allgather(np.array(value)).all())
 
 

@@ -59,10 +59,10 @@ def whole_directory(path: pathlib.Path) -> Iterator[pathlib.Path]:
             if old.exists() and not path.exists():
                 old.rename(path)
             _remove(partial)
-        _wait_for_all(f"to write {path}")
+        multihost_utils.sync_global_devices(f"to write {path}")
         try:
             yield partial
-            _wait_for_all(f"written {path}")
+            multihost_utils.sync_global_devices(f"written {path}")
             if first:
                 _remove(old)
                 if path.exists():
@@ -73,7 +73,7 @@ def whole_directory(path: pathlib.Path) -> Iterator[pathlib.Path]:
                 _remove(partial)
         if first:
             _remove(old)
-    _wait_for_all(f"there is {path}")
+    multihost_utils.sync_global_devices(f"there is {path}")
 
 
 @contextlib.contextmanager
@@ -93,11 +93,6 @@ def _remove(path: pathlib.Path) -> None:
         shutil.rmtree(path, ignore_errors=True)
     else:
         path.unlink(missing_ok=True)
-
-
-def _wait_for_all(what: str) -> None:
-    if jax.process_count() > 1:
-        multihost_utils.sync_global_devices(what)
 
 
 def load_params(

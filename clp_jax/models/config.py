@@ -11,15 +11,6 @@ from clp_jax.models.layers import ACTIVATIONS
 from clp_jax.reporting.errors import unknown_name
 
 _REMAT_POLICIES = ("none", "minimal", "full")
-_SIZES = (
-    "vocab_size",
-    "emb_dim",
-    "num_heads",
-    "num_encoder_layers",
-    "num_decoder_layers",
-    "head_dim",
-    "mlp_dim",
-)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,10 +73,10 @@ class T5Config:
                     "remat_policy", self.remat_policy, _REMAT_POLICIES, "T5Config.remat_policy"
                 )
             )
-        for name in _SIZES:
-            if getattr(self, name) < 1:
+        for size in (field.name for field in dataclasses.fields(self) if field.type is int):
+            if getattr(self, size) < 1:
                 raise ValueError(
-                    f"T5Config.{name} is {getattr(self, name)}; valid is an integer >= 1"
+                    f"T5Config.{size} is {getattr(self, size)}; valid is an integer >= 1"
                 )
         if not 0.0 <= self.dropout_rate < 1.0:
             raise ValueError(

@@ -101,14 +101,9 @@ def shapes(path: Path) -> Params:
       ValueError: config.json or a header is malformed, or they contradict each other.
     """
     found = _open(path)
-    return _unflatten(
-        {
-            leaf.ours: jax.ShapeDtypeStruct(
-                leaf.shape, jnp.dtype(_DTYPES[found.tensors[leaf.ours][0].dtype])
-            )
-            for leaf in found.leaves
-        }
-    )
+    dtypes = {k: jnp.dtype(_DTYPES[first.dtype]) for k, (first, *_) in found.tensors.items()}
+    leaves = {x.ours: jax.ShapeDtypeStruct(x.shape, dtypes[x.ours]) for x in found.leaves}
+    return traverse_util.unflatten_dict(leaves, sep="/")
 
 
 def load(path: Path, expected: Params) -> Params:
@@ -135,7 +130,7 @@ def load(path: Path, expected: Params) -> Params:
                 )
         array = array.astype(dtypes[leaf.ours], copy=False)
         params[leaf.ours] = np.ascontiguousarray(array.T if leaf.transposed else array)
-    return _unflatten(params)
+    return traverse_util.unflatten_dict(params, sep="/")
 
 
 def save(
@@ -271,10 +266,6 @@ def _check_tensors(
             f"{tensors[extra].file} has {extra} and {len(unread) - 1} more tensors that a model by "
             f"{hf_config.FILE_NAME} has not; nearest: {', '.join(nearest)}"
         )
-
-
-def _unflatten(params: dict[str, Any]) -> Params:
-    return traverse_util.unflatten_dict(params, sep="/")
 
 
 def _check_params(arrays: dict[str, Any], leaves: list[_Leaf]) -> None:

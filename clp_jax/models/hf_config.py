@@ -3,6 +3,7 @@
 Everything that changes the function is checked: what our T5 has not is refused by name.
 """
 
+from collections.abc import Iterator
 from typing import Any
 
 from clp_jax.models import layers
@@ -124,39 +125,25 @@ def check_same(found: T5Config, config: T5Config, source: str) -> None:
       config: of the model to be filled.
       source: the file's path, for messages.
     """
+    for theirs, there, ours in _differences(found, config):
+        raise ValueError(
+            f"{source} is of another model: {theirs} is {there} there, t5.T5Config.{ours} is "
+            f"{getattr(config, ours)} here; t5.T5Config.{ours} = {getattr(found, ours)} makes it "
+            "fit"
+        )
+
+
+def _differences(found: T5Config, config: T5Config) -> Iterator[tuple[str, Any, str]]:
+    """What makes two functions of two configurations: (their name, its value there, ours)."""
     for ours, theirs in SIZES.items():
-        there, here = getattr(found, ours), getattr(config, ours)
-        if there != here:
-            hint = f"; t5.T5Config.{ours} = {there} makes it fit"
-            _raise_differs(source, theirs, there, ours, here, hint)
+        if getattr(found, ours) != getattr(config, ours):
+            yield theirs, getattr(found, ours), ours
     there, here = _feed_forward_proj(found), _feed_forward_proj(config)
     if there.replace("swish", "silu") != here.replace("swish", "silu"):
-        activations = (found.mlp_activations, config.mlp_activations)
-        _raise_differs(
-            source,
-            "feed_forward_proj",
-            there,
-            "mlp_activations",
-            activations[1],
-            f"; t5.T5Config.mlp_activations = {activations[0]} makes it fit",
-        )
+        yield "feed_forward_proj", there, "mlp_activations"
     if found.logits_via_embedding != config.logits_via_embedding:
         what = "the embedding, scaled" if found.logits_via_embedding else "lm_head, unscaled"
-        _raise_differs(
-            source,
-            "the output layer",
-            what,
-            "logits_via_embedding",
-            config.logits_via_embedding,
-            f"; t5.T5Config.logits_via_embedding = {found.logits_via_embedding} makes it fit",
-        )
-
-
-def _raise_differs(source: str, theirs: str, there: Any, ours: str, here: Any, hint: str) -> None:
-    raise ValueError(
-        f"{source} is of another model: {theirs} is {there} there, t5.T5Config.{ours} is {here} "
-        f"here{hint}"
-    )
+        yield "the output layer", what, "logits_via_embedding"
 
 
 def _size(fields: dict[str, Any], name: str, source: str) -> int:

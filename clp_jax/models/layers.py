@@ -106,28 +106,21 @@ class Embed(nn.Module):
         return jnp.dot(queries.astype(jnp.float32), self.embedding.T)
 
 
-def relative_position_bucket(
-    distance: np.ndarray,
-    bidirectional: bool,
-    num_buckets: int = NUM_BUCKETS,
-    max_distance: int = MAX_DISTANCE,
-) -> np.ndarray:
+def relative_position_bucket(distance: np.ndarray, bidirectional: bool) -> np.ndarray:
     """T5's bucket of each relative position (Raffel et al. 2020, Sec. 2.1).
 
     Half of the buckets hold one distance each; the others grow logarithmically up to
-    `max_distance`, and everything beyond falls into the last. With `bidirectional`, keys before and
+    `MAX_DISTANCE`, and everything beyond falls into the last. With `bidirectional`, keys before and
     after the query have half of all buckets each; without it, keys after the query count as 0.
 
     Args:
       distance: key position minus query position, integers of any shape.
       bidirectional: whether keys after the query have buckets of their own.
-      num_buckets: number of buckets.
-      max_distance: the distance from which on all fall into the last bucket.
 
     Returns:
-      Buckets in [0, num_buckets), of the shape of `distance`.
+      Buckets in [0, NUM_BUCKETS), of the shape of `distance`.
     """
-    offset = np.zeros_like(distance)
+    num_buckets, offset = NUM_BUCKETS, np.zeros_like(distance)
     back = np.maximum(-distance, 0)
     if bidirectional:
         num_buckets //= 2
@@ -136,7 +129,7 @@ def relative_position_bucket(
     num_exact = num_buckets // 2
     num_log = num_buckets - num_exact
     # 1e-6 keeps distances that lie on a bucket's border from being rounded into the one below.
-    log_ratio = np.log(np.maximum(back, 1) / num_exact) / math.log(max_distance / num_exact)
+    log_ratio = np.log(np.maximum(back, 1) / num_exact) / math.log(MAX_DISTANCE / num_exact)
     log_bucket = num_exact + np.floor(log_ratio * num_log + 1e-6).astype(distance.dtype)
     return offset + np.where(back < num_exact, back, np.minimum(log_bucket, num_buckets - 1))
 

@@ -78,7 +78,7 @@ def logical_axes(tree: Tree, parameters: dict[Path, tuple[tuple[int, ...], Parti
     """
 
     def of(path, leaf) -> PartitionSpec:
-        names = tuple(_name(key) for key in path)
+        names = tuple(jax.tree_util.keystr((key,), simple=True) for key in path)
         for start in range(len(names)):
             if names[start:] in parameters:
                 shape, axes = parameters[names[start:]]
@@ -89,10 +89,6 @@ def logical_axes(tree: Tree, parameters: dict[Path, tuple[tuple[int, ...], Parti
         return PartitionSpec(*[None] * leaf.ndim)
 
     return jax.tree_util.tree_map_with_path(of, tree)
-
-
-def _name(key: Any) -> str:
-    return jax.tree_util.keystr((key,), simple=True)
 
 
 def mesh(num_partitions: int, devices: Sequence[jax.Device] | None = None) -> Mesh:
@@ -249,8 +245,9 @@ class Placement:
             for name, size in zip(axes, shape, strict=True)
         }
         sizes["heads", module.config.num_heads] = ("num_heads",)
+        rules = dict(self.rules)
         for (name, size), path in sizes.items():
-            over = dict(self.rules).get(name)
+            over = rules.get(name)
             if over is None or size % self.mesh.shape[over] == 0:
                 continue
             where = f"{what}: axis {name!r} of {'/'.join(path)} has length {size}, which"
@@ -259,15 +256,12 @@ class Placement:
                     f"{where} {self.shares} devices cannot share equally, as FULLY_SHARDED=True "
                     "wants; FULLY_SHARDED=False does not cut it"
                 )
-            cuts = [n for n in divisors(self.mesh.size) if self._cuts(sizes, n)]
+            lengths = [length for axis, length in sizes if rules.get(axis) == MODEL]
+            cuts = [n for n in divisors(self.mesh.size) if all(x % n == 0 for x in lengths)]
             raise ValueError(
                 f"{where} NUM_PARTITIONS={self.mesh.shape[MODEL]} does not divide; of "
                 f"{self.mesh.size} devices, NUM_PARTITIONS may be {listed(cuts, 'or')}"
             )
-
-    def _cuts(self, sizes: Any, num_partitions: int) -> bool:
-        rules = dict(self.rules)
-        return all(size % num_partitions == 0 for name, size in sizes if rules.get(name) == MODEL)
 
 
 def put(tree: Tree, sharding: Any) -> Tree:

@@ -130,24 +130,25 @@ def _decoder(
     """One model's empty cache, and its step from the last tokens to logits [B, V] float32."""
     variables = {"params": params}
     encoded = _encode(module, variables, encoder_input_tokens)
-    cache = _empty_cache(module, variables, encoded, encoder_input_tokens, length)
 
-    def step(last: jax.Array, cache: PyTree) -> tuple[jax.Array, PyTree]:
+    def decode(tokens: jax.Array, cache: PyTree) -> tuple[jax.Array, PyTree]:
         logits, updated = module.apply(
-            {**variables, "cache": cache},
+            {**variables, **cache},
             encoded,
             encoder_input_tokens,
-            last[:, None],
-            last[:, None],
+            tokens,
+            tokens,
             enable_dropout=False,
             decode=True,
             max_decode_length=length,
             mutable=["cache"],
             method=module.decode,
         )
-        return logits[:, 0].astype(jnp.float32), updated["cache"]
+        return logits[:, 0].astype(jnp.float32), updated
 
-    return cache, step
+    # A first call makes the cache. Under `jit` the rest of that call is dropped as unused.
+    _, cache = decode(jnp.zeros((encoder_input_tokens.shape[0], length), jnp.int32), {})
+    return cache, lambda last, cache: decode(last[:, None], cache)
 
 
 def _up_to_eos(tokens: jax.Array, log_probs: jax.Array, eos_id: int) -> Samples:
@@ -230,30 +231,6 @@ def _encode(module: nn.Module, variables: PyTree, tokens: jax.Array) -> PyTree:
     if size == batch_size:
         return encode(tokens)
     return jax.lax.platform_dependent(tokens, cpu=encode_in_groups, default=encode)
-
-
-def _empty_cache(
-    module: nn.Module,
-    variables: PyTree,
-    encoded: PyTree,
-    encoder_input_tokens: jax.Array,
-    length: int,
-) -> PyTree:
-    """The cache that a first call makes. Under `jit` the rest of that call is dropped as unused."""
-    tokens = jnp.zeros((encoder_input_tokens.shape[0], length), jnp.int32)
-    _, made = module.apply(
-        variables,
-        encoded,
-        encoder_input_tokens,
-        tokens,
-        tokens,
-        enable_dropout=False,
-        decode=True,
-        max_decode_length=length,
-        mutable=["cache"],
-        method=module.decode,
-    )
-    return made["cache"]
 
 
 def _uniforms(keys: jax.Array, length: int) -> jax.Array:

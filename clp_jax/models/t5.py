@@ -77,10 +77,6 @@ class DecoderLayer(nn.Module):
         self.mlp = _mlp(cfg)
         self.dropout = nn.Dropout(cfg.dropout_rate, broadcast_dims=(-2,))
 
-    def project_encoded(self, encoded: jax.Array) -> KeyValue:
-        """The keys and values that cross-attention reads from the encoded prompt."""
-        return self.encoder_decoder_attention.project(encoded)
-
     def __call__(
         self,
         x: jax.Array,
@@ -102,7 +98,7 @@ class DecoderLayer(nn.Module):
 
         y = self.pre_cross_attention_layer_norm(x)
         if not isinstance(encoded, KeyValue):
-            encoded = self.project_encoded(encoded)
+            encoded = self.encoder_decoder_attention.project(encoded)
         y = self.encoder_decoder_attention(y, encoded, cross_mask, None, deterministic)
         x = x + self.dropout(y, deterministic=deterministic)
 
@@ -167,7 +163,7 @@ class Decoder(nn.Module):
 
     def project_encoded(self, encoded: jax.Array) -> ProjectedEncoded:
         """Each layer's keys and values of the encoded prompt."""
-        return tuple(layer.project_encoded(encoded) for layer in self.layers)
+        return tuple(layer.encoder_decoder_attention.project(encoded) for layer in self.layers)
 
     def _init_or_step_cache(self, tokens: jax.Array) -> tuple[jax.Array, ...] | None:
         """Makes the cache, or else steps it: the step's index, self-attention mask and bias."""

@@ -17,7 +17,7 @@ import math
 import pathlib
 import re
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -218,8 +218,7 @@ def _locate(path: str) -> tuple[_Folder, bytes | None]:
     )
 
 
-@dataclasses.dataclass(frozen=True)
-class _Stored:
+class _Stored(NamedTuple):
     """Where an array is."""
 
     file: str  # a directory in the checkpoint
@@ -227,8 +226,7 @@ class _Stored:
     shape: tuple[int, ...] | None = None  # if known
 
 
-@dataclasses.dataclass(frozen=True)
-class _Leaf:
+class _Leaf(NamedTuple):
     """A parameter in a checkpoint, not yet read."""
 
     source: str  # what an error calls it: file or directory, and the name here
@@ -242,21 +240,19 @@ def _open(path: str) -> dict[str, _Leaf]:
         folder, found = _orbax_target(folder / "state")
     else:
         found = _legacy_target(f"{folder.url}/{_INDEX}", index)
-    sources, opened = {}, {}
+    opened = {}
     for name, value in found.items():
         if isinstance(value, np.ndarray):
-            sources[name] = f"{folder.url}/{_INDEX}: target/{name}"
-            opened[name] = ts.Future(ts.array(value))
+            opened[name] = f"{folder.url}/{_INDEX}: target/{name}", ts.Future(ts.array(value))
             continue
         array = folder / value.file
-        sources[name] = f"{array.url} ({name})"
         # With missing data filled, zeros would stand for what a copy left out.
         spec = {"driver": value.driver, "kvstore": array.kvstore, "fill_missing_data_reads": False}
-        opened[name] = ts.open(spec, read=True, context=_CONTEXT)
+        opened[name] = f"{array.url} ({name})", ts.open(spec, read=True, context=_CONTEXT)
     leaves = {}
-    for name, future in opened.items():
-        with _naming(sources[name]):
-            leaves[name] = _Leaf(sources[name], future.result(timeout=_HEADER_TIMEOUT))
+    for name, (source, future) in opened.items():
+        with _naming(source):
+            leaves[name] = _Leaf(source, future.result(timeout=_HEADER_TIMEOUT))
         _check(name, leaves[name], found[name])
     return leaves
 

@@ -1,4 +1,4 @@
-"""What a T5 says at its first decoder position; the value network reads its values there."""
+"""What a T5 says of completions, and at its first decoder position, where values are read."""
 
 from typing import Any
 
@@ -53,28 +53,52 @@ def first_logits(
     Returns:
       [B, V] float32.
     """
-    variables = {"params": params}
+    # The decoder starts with padding, as in T5. The mask only says that the position is real.
+    start = jnp.zeros((encoder_input_tokens.shape[0], 1), jnp.int32)
+    inputs = (encoder_input_tokens, start, jnp.ones_like(start))
+    logits = completion_logits(module, params, *inputs, dropout_key)
+    return logits[:, 0].astype(jnp.float32)
+
+
+def completion_logits(
+    module: nn.Module,
+    params: Any,
+    prompts: jax.Array,
+    completions: jax.Array,
+    mask: jax.Array,
+    dropout_key: jax.Array | None = None,
+    **options: bool,
+) -> jax.Array:
+    """The teacher-forced logits of completions.
+
+    Args:
+      module: has the interface of t5x's `network.Transformer`.
+      params: its 'params' collection.
+      prompts: [B, K] int; 0 is padding.
+      completions: [B, L] int.
+      mask: [B, L]; says which completion tokens exist.
+      dropout_key: None for no dropout.
+      **options: `return_states` of `t5.Transformer.decode`, for what the logits are made of.
+
+    Returns:
+      [B, L, V] float32; with `return_states`, [B, L, emb].
+    """
     rngs: list[dict[str, jax.Array]] = [{}, {}]
     if dropout_key is not None:
         rngs = [{"dropout": key} for key in jax.random.split(dropout_key)]
-    enable_dropout = dropout_key is not None
-    encoded = module.apply(
-        variables,
-        encoder_input_tokens,
-        enable_dropout=enable_dropout,
-        method=module.encode,
-        rngs=rngs[0],
+    use_dropout = {"enable_dropout": dropout_key is not None}
+    encoded: Any = module.apply(
+        {"params": params}, prompts, **use_dropout, rngs=rngs[0], method=module.encode
     )
-    # The decoder starts with padding, as in T5. The target only says that the position is real.
-    start = jnp.zeros((encoder_input_tokens.shape[0], 1), jnp.int32)
-    logits: Any = module.apply(
-        variables,
+    decoded: Any = module.apply(
+        {"params": params},
         encoded,
-        encoder_input_tokens,
-        start,
-        jnp.ones_like(start),
-        enable_dropout=enable_dropout,
-        method=module.decode,
+        prompts,
+        jnp.pad(completions, ((0, 0), (1, 0)))[:, :-1],
+        mask.astype(jnp.int32),  # read as "which positions are not padding"
+        **use_dropout,
+        **options,
         rngs=rngs[1],
+        method=module.decode,
     )
-    return logits[:, 0].astype(jnp.float32)
+    return decoded

@@ -7,8 +7,8 @@ communication between chips, is added from their bytes.
 
 import collections
 import dataclasses
-import functools
 import math
+import operator
 import re
 from collections.abc import Mapping, Sequence
 
@@ -52,11 +52,11 @@ class Work:
     hops: int = 0
 
     def __add__(self, other: "Work") -> "Work":
-        return Work(*(a + b for a, b in zip(_values(self), _values(other), strict=True)))
+        return Work(*map(operator.add, dataclasses.astuple(self), dataclasses.astuple(other)))
 
     def times(self, number: int) -> "Work":
         """This work, done that often."""
-        return Work(*(number * value for value in _values(self)))
+        return Work(*(number * value for value in dataclasses.astuple(self)))
 
     def compute_seconds(self, chip: Chip, flops: float = 0) -> float:
         """Without communication: what takes longest of cycles, copies and matrix products."""
@@ -65,10 +65,6 @@ class Work:
     def communication_seconds(self, chip: Chip) -> float:
         """As if nothing were computed meanwhile, over rings that use each link both ways."""
         return self.sent / (2 * chip.link_bandwidth) + self.hops * _HOP_SECONDS
-
-
-def _values(work: Work) -> tuple:
-    return dataclasses.astuple(work)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -134,7 +130,7 @@ class _Reader:
             inside = under_way.union(own)
             done = [self._of_line(line, inside) for line in self._computations.get(name, ())]
             done += [work for key, work in own.items() if key not in under_way]
-            self._known[name, under_way] = functools.reduce(Work.__add__, done, Work())
+            self._known[name, under_way] = sum(done, Work())
         return self._known[name, under_way]
 
     def loops(self, name: str) -> list[Loop]:

@@ -230,13 +230,13 @@ def accounted(run: Run, name: str) -> list[Candidate]:
     """
     run, found = policy_run(run), []
     for cut in cuts(run, len(topology.devices(name))):
-        arrays, problem = None, ""
+        arrays: int | None = None
         try:
             arrays = sum(memory.resident(cut, placement(cut, name)).values())
+            too_much = arrays > topology.V5E.usable_hbm_bytes
+            problem = "its arrays alone do not fit" if too_much else ""
         except ValueError as error:
             problem = str(error)
-        if arrays is not None and arrays > topology.V5E.usable_hbm_bytes:
-            problem = "its arrays alone do not fit"
         found.append(Candidate(cut.num_partitions, cut.fully_sharded, arrays, problem))
     return found
 
@@ -258,22 +258,19 @@ def search(run: Run, name: str, most: int, say: Say = lambda text: None) -> list
     """
     candidates, left = [], most
     for candidate in accounted(run, name):
-        if candidate.problem:
-            candidates.append(candidate)
-            continue
-        if not left:
-            candidates.append(dataclasses.replace(candidate, problem="not compiled"))
-            continue
-        left -= 1
-        number, fully_sharded = candidate.num_partitions, candidate.fully_sharded
-        say(f"NUM_PARTITIONS={number}, FULLY_SHARDED={fully_sharded}")
-        cut = dataclasses.replace(run, num_partitions=number, fully_sharded=fully_sharded)
-        try:
-            made = plan(cut, name, say)
-        except ValueError as error:  # what shows only when the programs are made
-            candidates.append(dataclasses.replace(candidate, problem=str(error)))
-            continue
-        candidates.append(dataclasses.replace(candidate, plan=made))
+        found: dict[str, Any] = {}
+        if not candidate.problem and not left:
+            found["problem"] = "not compiled"
+        elif not candidate.problem:
+            left -= 1
+            number, fully_sharded = candidate.num_partitions, candidate.fully_sharded
+            say(f"NUM_PARTITIONS={number}, FULLY_SHARDED={fully_sharded}")
+            cut = dataclasses.replace(run, num_partitions=number, fully_sharded=fully_sharded)
+            try:
+                found["plan"] = plan(cut, name, say)
+            except ValueError as error:  # what shows only when the programs are made
+                found["problem"] = str(error)
+        candidates.append(dataclasses.replace(candidate, **found))
     return sorted(candidates, key=_rank)
 
 

@@ -92,26 +92,16 @@ def _verdict(plan: Plan) -> str:
 
 
 def _times(plan: Plan) -> str:
+    def row(name: str, times: Sequence[float], flops: float, loops: str) -> list[str]:
+        return [name, *(f"{1e3 * each:.1f}" for each in times), f"{flops / 1e12:.3f}", loops]
+
     rows = [["ms per step", "compute", "communicate", "in all", "TFLOP per chip", "loops"]]
-    for program in plan.programs:
-        rows.append(
-            [
-                program.name,
-                *_milliseconds(program),
-                f"{program.flops / 1e12:.3f}",
-                _loops(program),
-            ]
-        )
-    compute = sum(program.compute_seconds for program in plan.programs)
-    communicate = plan.seconds - compute
-    times = [f"{1e3 * each:.1f}" for each in (compute, communicate, plan.seconds)]
-    rows.append(["step", *times, f"{plan.flops / 1e12:.3f}", ""])
-    return _table(rows)
-
-
-def _milliseconds(program: ProgramPlan) -> list[str]:
-    times = (program.compute_seconds, program.communication_seconds, program.seconds)
-    return [f"{1e3 * each:.1f}" for each in times]
+    for each in plan.programs:
+        times = (each.compute_seconds, each.communication_seconds, each.seconds)
+        rows.append(row(each.name, times, each.flops, _loops(each)))
+    compute = sum(each.compute_seconds for each in plan.programs)
+    times = (compute, plan.seconds - compute, plan.seconds)
+    return _table([*rows, row("step", times, plan.flops, "")])
 
 
 def _loops(program: ProgramPlan) -> str:
@@ -210,12 +200,6 @@ def _smaller_subset(run: Run, plan: Plan) -> list[str]:
 
 def _table(rows: Sequence[Sequence[str]]) -> str:
     """Columns aligned: the first to the left, all others to the right."""
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    lines = []
-    for row in rows:
-        cells = [
-            cell.ljust(width) if i == 0 else cell.rjust(width)
-            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ]
-        lines.append("  ".join(cells).rstrip())
-    return "\n".join(lines)
+    first, *others = (max(map(len, column)) for column in zip(*rows, strict=True))
+    lines = ["  ".join([name.ljust(first), *map(str.rjust, row, others)]) for name, *row in rows]
+    return "\n".join(line.rstrip() for line in lines)

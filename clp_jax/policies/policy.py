@@ -18,10 +18,12 @@ from clp_jax.algorithm.train_step import CLP
 from clp_jax.algorithm.weighting import Weighting
 from clp_jax.models import partitioning
 from clp_jax.models.partitioning import Placement
-from clp_jax.models.sampling import sample
+from clp_jax.models.sampling import sample_mixture
 from clp_jax.policies import prompting
 
 Params = Any
+
+Mixture = tuple[list[Params], np.ndarray | None]
 
 
 class SteerablePolicy(Protocol):
@@ -43,7 +45,55 @@ class SteerablePolicy(Protocol):
         """
 
 
-class CLPPolicy:
+class MixingPolicy:
+    """What policies share that mix φ with its reference at each weighting; see `CLPPolicy`."""
+
+    _prompter: "Prompter | None" = None
+
+    def __init__(self, clp: CLP, params: CLPParams, reference: Params, placement: Placement | None):
+        self.params = params
+        self._clp, self._reference = clp, reference
+        place = self.placement = placement or Placement.over(jax.local_devices()[:1])
+        self._mix = jax.jit(
+            functools.partial(condition, kl_mix=clp.kl_mix),
+            out_shardings=place.parameters(clp.module, reference),
+        )
+        self._generate = jax.jit(
+            place.traced(functools.partial(_generate, clp)), out_shardings=place.batch
+        )
+        self._last: tuple[CLPParams, Weighting, Mixture] | None = None
+
+    def generate(self, weighting: Weighting, prompts: np.ndarray, key: jax.Array) -> Rollout:
+        """See `SteerablePolicy.generate`; mixes once for calls in a row with the same object."""
+        conditioned = prompts
+        if self._prompter is not None:
+            conditioned, _ = self._prompter(prompts, jax.device_get(weighting.reward_weights))
+        arrays = partitioning.put((conditioned, prompts), self.placement.batch)
+        models, coefficients = self._mixture(weighting)
+        coefficients, key = partitioning.put((coefficients, key), self.placement.replicated)
+        return self._generate(models, coefficients, self._reference, *arrays, key)
+
+    def release(self) -> None:
+        """Frees the memory of the last mixture."""
+        self._last = None
+
+    def _mixture(self, weighting: Weighting) -> Mixture:
+        """`_language_models`, kept until the weighting or the parameters are another object."""
+        if self._last is None or self._last[0] is not self.params or self._last[1] is not weighting:
+            self._last = (self.params, weighting, self._language_models(weighting))
+        return self._last[2]
+
+    def _language_models(self, weighting: Weighting) -> Mixture:
+        """The models whose logits are mixed, and their coefficients [n]; None for one model."""
+        raise NotImplementedError
+
+    def _mixed(self, weighting: Weighting) -> Params:
+        """θ^{α,w}."""
+        placed = partitioning.put(weighting, self.placement.replicated)
+        return self._mix(self.params, self._reference, placed)
+
+
+class CLPPolicy(MixingPolicy):
     """A conditional language policy φ with its reference.
 
     Args:
@@ -62,44 +112,20 @@ class CLPPolicy:
         prompter: "Prompter | None" = None,
         placement: Placement | None = None,
     ):
-        self.params = params
-        self._reference, self._prompter = reference, prompter
-        self.placement = placement or Placement.over(jax.local_devices()[:1])
-        place = self.placement
-        self._mix = jax.jit(
-            functools.partial(condition, kl_mix=clp.kl_mix),
-            out_shardings=place.parameters(clp.module, reference),
-        )
-        self._generate = jax.jit(
-            place.traced(functools.partial(_generate, clp)), out_shardings=place.batch
-        )
-        self._last: tuple[CLPParams, Weighting, Params] | None = None
-
-    def generate(self, weighting: Weighting, prompts: np.ndarray, key: jax.Array) -> Rollout:
-        """See `SteerablePolicy.generate`; mixes once for calls in a row with the same object."""
-        conditioned = prompts
-        if self._prompter is not None:
-            conditioned, _ = self._prompter(prompts, jax.device_get(weighting.reward_weights))
-        arrays = partitioning.put((conditioned, prompts), self.placement.batch)
-        key = partitioning.put(key, self.placement.replicated)
-        return self._generate(self.language_model(weighting), self._reference, *arrays, key)
+        super().__init__(clp, params, reference, placement)
+        self._prompter = prompter
 
     def language_model(self, weighting: Weighting) -> Params:
         """θ^{α,w}, the plain LM parameters at one weighting."""
-        if self._last is None or self._last[0] is not self.params or self._last[1] is not weighting:
-            placed = partitioning.put(weighting, self.placement.replicated)
-            mixed = self._mix(self.params, self._reference, placed)
-            self._last = (self.params, weighting, mixed)
-        return self._last[2]
+        return self._mixture(weighting)[0][0]
 
-    def release(self) -> None:
-        """Frees the memory of the last mixture."""
-        self._last = None
+    def _language_models(self, weighting: Weighting) -> Mixture:
+        return [self._mixed(weighting)], None
 
 
-def _generate(clp, language_model, reference, prompts, plain_prompts, key):
+def _generate(clp, language_models, coefficients, reference, prompts, plain_prompts, key):
     keys = jax.random.split(key, prompts.shape[0])
-    samples = sample(clp.module, language_model, prompts, keys, clp.decoding)
+    samples = sample_mixture(clp.module, language_models, coefficients, prompts, keys, clp.decoding)
     rollout = Rollout(prompts, samples.tokens, samples.mask, samples.log_probs, plain_prompts)
     return clp_step.score(clp, reference, rollout)
 
@@ -117,7 +143,7 @@ class Prompter:
         self._vocabulary, self._names, self._repetitions = vocabulary, names, repetitions
         # Room for the longest prefix, so that a prompt loses nothing to it.
         grid = np.linspace(0, 1, 101)[:, None] * np.ones(len(names))
-        self.length = max(len(vocabulary.encode(self.text(weights))) for weights in grid)
+        self.length = max(len(self.prefix(weights)) for weights in grid)
 
     def __call__(
         self, prompts: np.ndarray, reward_weights: np.ndarray
@@ -130,7 +156,10 @@ class Prompter:
         """
         groups = np.atleast_2d(reward_weights)
         parts = np.split(np.pad(prompts, ((0, 0), (0, self.length))), len(groups))
-        done = [self._prepend(part, weights) for part, weights in zip(parts, groups, strict=True)]
+        done = [
+            prompting.prepend(self.prefix(weights), part, self._vocabulary.eos_id)
+            for part, weights in zip(parts, groups, strict=True)
+        ]
         return np.concatenate([p for p, _ in done]), np.concatenate([lost for _, lost in done])
 
     def text(self, reward_weights: np.ndarray) -> str:
@@ -140,6 +169,3 @@ class Prompter:
     def prefix(self, reward_weights: np.ndarray) -> list[int]:
         """Its tokens."""
         return self._vocabulary.encode(self.text(reward_weights))
-
-    def _prepend(self, prompts: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        return prompting.prepend(self.prefix(weights), prompts, self._vocabulary.eos_id)

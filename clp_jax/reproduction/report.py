@@ -118,18 +118,14 @@ def _summary(claim: Claim) -> dict[str, str]:
 def _claim(claim: Claim, spent: dict[str, float]) -> str:
     cost = sum(s for name, s in spent.items() if name.split("/")[0] in claim.runs)
     runs = ", ".join(f"`{name}`" for name in claim.runs)
-    return "\n\n".join(
-        filter(
-            None,
-            (
-                f"## {claim.section}: {claim.verdict}",
-                claim.claim,
-                markdown_table([check.row() for check in claim.checks]),
-                claim.remark,
-                f"Runs: {runs}, {cost / 60:.1f} minutes of one core." if runs else "",
-            ),
-        )
+    parts = (
+        f"## {claim.section}: {claim.verdict}",
+        claim.claim,
+        markdown_table([check.row() for check in claim.checks]),
+        claim.remark,
+        f"Runs: {runs}, {cost / 60:.1f} minutes of one core." if runs else "",
     )
+    return "\n\n".join(filter(None, parts))
 
 
 def _oracle(results: Results) -> str:
@@ -153,24 +149,14 @@ def _figures(document: pathlib.Path, results: Results) -> list[str]:
     folder.mkdir(parents=True, exist_ok=True)
     parts, seed = ["## Figures"], results.seeds[0]
     for experiment, methods, kind, caption in _FIGURES:
-        runs = [_evaluated(results, experiment, m, progress=kind == "progress") for m in methods]
+        folders = {NAMES[m]: results.folder(experiment, m, seed) for m in methods}
+        runs = [alignment.read(f"{name}={path}") for name, path in folders.items()]
         baseline = next((NAMES[m] for m in ("soup", "dera") if m in methods), None)
         compared = comparison.compare(runs, baseline, resamples=200)
         name = f"{experiment}_{kind}.png"
         getattr(comparison_plots, kind)(compared, folder / name)
         parts.append(f"{caption.format(seed=seed)}\n\n![{experiment}]({folder.name}/{name})")
     return parts
-
-
-def _evaluated(
-    results: Results, experiment: str, method: str, *, progress: bool
-) -> alignment.EvaluatedRun:
-    """One run of the first seed, after T steps, or with every step for a plot of progress."""
-    folder = results.folder(experiment, method, results.seeds[0])
-    if not progress:
-        (first, *_) = results.of(experiment, method)
-        return alignment.EvaluatedRun(NAMES[method], folder, first)
-    return alignment.read(f"{NAMES[method]}={folder}")
 
 
 def _commands(runs: Sequence[RunSpec], output: pathlib.Path, spent: dict[str, float]) -> str:

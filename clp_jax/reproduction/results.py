@@ -1,5 +1,6 @@
 """The evaluations of a reproduction's runs, and what is measured of each."""
 
+import functools
 import pathlib
 from collections.abc import Callable, Sequence
 
@@ -23,19 +24,15 @@ class Results:
 
     def __init__(self, output: pathlib.Path, scale: Scale):
         self._output, self.scale, self.seeds = output, scale, scale.seeds
-        self._read: dict[pathlib.Path, SweepResult] = {}
+        self._load = functools.cache(result_lib.load)
 
     def of(self, experiment: str, method: str, step: int | None = None) -> list[SweepResult]:
         """One evaluation for each seed, of one step or of T."""
-        return [self.at(experiment, method, seed, step) for seed in self.seeds]
-
-    def at(self, experiment: str, method: str, seed: int, step: int | None = None) -> SweepResult:
-        """The evaluation of one run."""
-        steps = result_lib.evaluations(self.folder(experiment, method, seed))
-        path = steps[max(steps) if step is None else step]
-        if path not in self._read:
-            self._read[path] = result_lib.load(path)
-        return self._read[path]
+        found = []
+        for seed in self.seeds:
+            steps = result_lib.evaluations(self.folder(experiment, method, seed))
+            found.append(self._load(steps[max(steps) if step is None else step]))
+        return found
 
     def folder(self, experiment: str, method: str, seed: int) -> pathlib.Path:
         """The MODEL_DIR of one run."""

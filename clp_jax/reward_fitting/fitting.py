@@ -1,5 +1,6 @@
 """Fitting a reward model, from its configuration to the files that a CLP run reads."""
 
+import contextlib
 import dataclasses
 import functools
 import json
@@ -110,7 +111,7 @@ def fit(run: FitRun) -> dict[str, Any]:
     log = MetricsLog(folder, first_step)
     evaluation = _Evaluation(run, log)
     step: Any = FitStep(run)
-    try:
+    with contextlib.closing(log), contextlib.closing(run_checkpoints):
         state = loop.train(
             step,
             state,
@@ -127,9 +128,6 @@ def fit(run: FitRun) -> dict[str, Any]:
         )
         if first_step >= run.total_steps:  # it may have been killed before it wrote its model
             evaluation(state, first_step)
-    finally:
-        run_checkpoints.close()
-        log.close()
     report = evaluation.report
     saved.save(folder / saved.FOLDER, run.model, state["params"], run.vocabulary, report)
     say(summary(run, report))

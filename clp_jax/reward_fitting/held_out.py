@@ -196,12 +196,10 @@ def plot(report: Mapping[str, Any], path: pathlib.Path, title: str) -> None:
       path: a file whose ending says the format.
       title: of the plot.
     """
-    import matplotlib
+    from matplotlib.figure import Figure
 
-    matplotlib.use("Agg")  # no display on a training machine
-    from matplotlib import pyplot as plt
-
-    figure, axes = plt.subplots(figsize=(6, 4.5), layout="constrained")
+    figure = Figure((6, 4.5), layout="constrained")  # not of pyplot, which wants a display
+    axes = figure.subplots()
     histogram = report["histogram"]
     for name, counts in histogram["counts"].items():
         axes.stairs(counts, histogram["edges"], fill=True, alpha=0.5, label=name)
@@ -212,4 +210,3 @@ def plot(report: Mapping[str, Any], path: pathlib.Path, title: str) -> None:
     axes.legend()
     axes.grid(alpha=0.3)
     figure.savefig(path, dpi=150)
-    plt.close(figure)

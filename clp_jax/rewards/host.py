@@ -102,10 +102,11 @@ class HostReward:
         self._function = function
         # Two batches may be in flight, and a user's function need not be thread-safe.
         self._lock = threading.Lock()
-        first_two, named, required, self._takes_all = _parameters(name, function)
+        first_two, others, self._takes_all = _parameters(name, function)
         # A column that is called as one of the first two would be given twice.
-        self._excluded = frozenset(first_two)
-        self._named = frozenset(named)
+        self._excluded = {parameter.name for parameter in first_two}
+        self._named = {parameter.name for parameter in others}
+        required = [p.name for p in others if p.default is p.empty]
         declared = getattr(function, "columns", ())
         if isinstance(declared, str):
             raise ValueError(f"columns of reward {name!r} is {declared!r}; expected a tuple")
@@ -142,8 +143,8 @@ class HostReward:
 
 def _parameters(
     name: str, function: Callable[..., Any]
-) -> tuple[list[str], list[str], list[str], bool]:
-    """(first two parameters, other named ones, those of them without a default, has **kwargs)."""
+) -> tuple[list[inspect.Parameter], list[inspect.Parameter], bool]:
+    """(first two parameters, other named ones, has **kwargs)."""
     if not callable(function):
         raise ValueError(
             f"reward {name!r} is {_shown(function)}; "
@@ -152,7 +153,7 @@ def _parameters(
     try:
         signature = inspect.signature(function)
     except ValueError:  # some functions written in C have none
-        return [], [], [], True
+        return [], [], True
     parameters = list(signature.parameters.values())
     positional = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
     variadic = any(p.kind is p.VAR_POSITIONAL for p in parameters)
@@ -166,12 +167,7 @@ def _parameters(
         for p in parameters
         if p not in positional[:2] and p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)
     ]
-    return (
-        [p.name for p in positional[:2]],
-        [p.name for p in others],
-        [p.name for p in others if p.default is p.empty],
-        any(p.kind is p.VAR_KEYWORD for p in parameters),
-    )
+    return positional[:2], others, any(p.kind is p.VAR_KEYWORD for p in parameters)
 
 
 class HostScores:

@@ -55,8 +55,7 @@ def make_reward_stack(
         return None
     if not names:
         raise ValueError(f"{source} is empty; name at least one reward")
-    loader = _Loader(dict(components or {}), mixtures or {}, source)
-    loader.adopt_callables(names)
+    loader = _Loader(names, dict(components or {}), mixtures or {}, source)
     order = []
     for item in names:
         name = loader.load(item)
@@ -83,6 +82,7 @@ class _Loader:
 
     def __init__(
         self,
+        names: Sequence[Any],
         components: dict[str, Any],
         mixtures: Mapping[str, Mapping[str, float]],
         source: str,
@@ -96,12 +96,9 @@ class _Loader:
         self._components = components
         self._mixtures = mixtures
         self._source = source
-
-    def adopt_callables(self, items: Sequence[Any]) -> None:
-        """Makes the callables among the items known by name, so that mixtures can use them."""
-        for item in items:
+        for item in names:  # so that mixtures can use the callables among them
             if not isinstance(item, str):
-                self._components.setdefault(_name_of(item, self._source), item)
+                components.setdefault(_name_of(item, source), item)
 
     def load(self, item: Any, mixture: str = "") -> str:
         """Loads what `item` names (inside that mixture, if one is given): its display name."""

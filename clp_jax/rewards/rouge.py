@@ -105,8 +105,7 @@ class RougeLsum:
         if not completions:
             return []
         if self._workers == 0:
-            scorer = _make_scorer(*self._options)
-            return [scorer(r, c) for r, c in zip(references, completions, strict=True)]
+            return list(map(_make_scorer(*self._options), references, completions))
         try:
             return self._score_in_pool(references, completions)
         except BrokenProcessPool:  # a worker was killed (for memory, or with its process group)
@@ -133,7 +132,8 @@ class RougeLsum:
                 )
             pool = self._pool
         chunk = math.ceil(len(completions) / self._workers)
-        return list(pool.map(_score, references, completions, chunksize=chunk))
+        score = functools.partial(_score, self._options)
+        return list(pool.map(score, references, completions, chunksize=chunk))
 
     def close(self) -> None:
         """Ends the workers. A later call starts new ones."""
@@ -178,17 +178,13 @@ def _make_scorer(use_stemmer: bool, measure: str) -> _Scorer:
     return score
 
 
-_worker_scorer: _Scorer | None = None
-
-
 def _start_worker(use_stemmer: bool, measure: str) -> None:
     """Prepares a worker process."""
-    global _worker_scorer
     # Ctrl-C reaches the whole process group; the parent decides what becomes of the workers.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     # A worker would otherwise wait for ever for work if the parent were killed with -9.
     threading.Thread(target=_exit_with_parent, daemon=True).start()
-    _worker_scorer = _make_scorer(use_stemmer, measure)
+    _make_scorer(use_stemmer, measure)  # is kept, for `_score`
 
 
 def _exit_with_parent() -> None:
@@ -198,6 +194,5 @@ def _exit_with_parent() -> None:
         os._exit(1)
 
 
-def _score(reference: str, completion: str) -> float:
-    assert _worker_scorer is not None
-    return _worker_scorer(reference, completion)
+def _score(options: tuple[bool, str], reference: str, completion: str) -> float:
+    return _make_scorer(*options)(reference, completion)

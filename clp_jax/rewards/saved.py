@@ -3,7 +3,7 @@
 import dataclasses
 import json
 import pathlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -32,8 +32,8 @@ class Saved(NamedTuple):
     """A reward model as it was read."""
 
     model: RewardModel
-    vocabulary: Any
     params: Callable[[Params], Params]  # reads them, to where the given shapes say
+    vocabulary: Any
 
 
 def save(
@@ -83,13 +83,36 @@ def load(directory: str | pathlib.Path, kind: str, changes: Mapping[str, Any]) -
         folder = folder / FOLDER
     given = {name: value for name, value in changes.items() if value is not None}
     if (folder / FIELDS).is_file():
-        return _load_ours(folder, kind, given)
-    if hf_checkpoints.recognises(folder):
-        return _load_hugging_face(folder, kind, given)
-    raise ValueError(
-        f"{directory} holds no reward model: neither one of clp_jax.fit_reward ({FIELDS}) nor a "
-        "Hugging Face directory (config.json)"
+        fields = _fields(folder)
+        if fields["kind"] != kind:
+            raise ValueError(f"{folder} is a reward model of kind {fields['kind']!r}, not {kind!r}")
+        path, config = folder / _PARAMS, t5.T5Config(**fields["t5"])
+        saved, saved_head = fields["input"], fields["head"]
+    elif hf_checkpoints.recognises(folder):
+        path, config = folder, hf_checkpoints.read_config(folder)
+        saved = dict(zip(("before", "between"), INPUTS[kind], strict=True)) | {"max_length": 512}
+        saved_head = {}
+    else:
+        raise ValueError(
+            f"{directory} holds no reward model: neither one of clp_jax.fit_reward ({FIELDS}) nor "
+            "a Hugging Face directory (config.json)"
+        )
+    vocabulary = _vocabulary(folder)
+    saved = {**saved, **given}
+    # Those that were saved are tokens.
+    before, between = (
+        text_tokens(vocabulary, part) if isinstance(part, str) else tuple(part)
+        for part in (saved["before"], saved["between"])
     )
+    template = InputTemplate(before, between, saved["max_length"], vocabulary.eos_id)
+    dtype = given.get("dtype", "float32" if jax.default_backend() == "cpu" else "bfloat16")
+    module = t5.Transformer(dataclasses.replace(config, dtype=dtype))
+    head = (make_nli_head if kind == "nli" else make_preference_head)(
+        vocabulary, config.vocab_size, {**saved_head, **given}
+    )
+    model = RewardModel(module, template, head)
+    checkpoints.check_params(path, model.shapes(), config)
+    return Saved(model, lambda shapes: checkpoints.load_params(path, shapes, config), vocabulary)
 
 
 def kind_of(directory: str | pathlib.Path) -> str:
@@ -117,38 +140,6 @@ def _fields(folder: pathlib.Path) -> dict[str, Any]:
     return fields
 
 
-def _load_ours(folder: pathlib.Path, kind: str, given: dict[str, Any]) -> Saved:
-    fields = _fields(folder)
-    if fields["kind"] != kind:
-        raise ValueError(f"{folder} is a reward model of kind {fields['kind']!r}, not {kind!r}")
-    vocabulary = _vocabulary(folder)
-    saved = fields["input"]
-    before, between = _texts(vocabulary, given, (None, None), saved)
-    length = given.get("max_length", saved["max_length"])
-    template = InputTemplate(before, between, length, vocabulary.eos_id)
-    config = t5.T5Config(**fields["t5"])
-    return _saved(folder / _PARAMS, config, template, vocabulary, kind, given, fields["head"])
-
-
-def _load_hugging_face(folder: pathlib.Path, kind: str, given: dict[str, Any]) -> Saved:
-    config = hf_checkpoints.read_config(folder)
-    vocabulary = _vocabulary(folder)
-    before, between = _texts(vocabulary, given, INPUTS[kind], {})
-    template = InputTemplate(before, between, given.get("max_length", 512), vocabulary.eos_id)
-    return _saved(folder, config, template, vocabulary, kind, given, {})
-
-
-def _texts(
-    vocabulary: Any, given: Mapping[str, Any], default: Sequence[Any], saved: Mapping[str, Any]
-) -> list[tuple[int, ...]]:
-    """The tokens of what stands before the document, and between it and the summary."""
-    made = []
-    for name, text in zip(("before", "between"), default, strict=True):
-        text = given.get(name, text)
-        made.append(tuple(saved[name]) if text is None else text_tokens(vocabulary, text))
-    return made
-
-
 def text_tokens(vocabulary: Any, text: str) -> tuple[int, ...]:
     """The tokens of a part of the input; "</s>" is EOS."""
     parts = text.split("</s>")
@@ -156,25 +147,6 @@ def text_tokens(vocabulary: Any, text: str) -> tuple[int, ...]:
     for part in parts[1:]:
         tokens += [vocabulary.eos_id, *vocabulary.encode(part)]
     return tuple(tokens)
-
-
-def _saved(
-    path: pathlib.Path,
-    config: t5.T5Config,
-    template: InputTemplate,
-    vocabulary: Any,
-    kind: str,
-    given: dict[str, Any],
-    head: Mapping[str, Any],
-) -> Saved:
-    dtype = given.get("dtype", "float32" if jax.default_backend() == "cpu" else "bfloat16")
-    module = t5.Transformer(dataclasses.replace(config, dtype=dtype))
-    made = (make_nli_head if kind == "nli" else make_preference_head)(
-        vocabulary, config.vocab_size, {**head, **given}
-    )
-    model = RewardModel(module, template, made)
-    checkpoints.check_params(path, model.shapes(), config)
-    return Saved(model, vocabulary, lambda shapes: checkpoints.load_params(path, shapes, config))
 
 
 def _vocabulary(folder: pathlib.Path) -> Any:
@@ -240,9 +212,7 @@ class NLI(LearnedReward):
             "dtype": dtype,
         }
         saved = load(_required(model_dir, "NLI"), "nli", changes)
-        super().__init__(
-            saved.model, saved.params, saved.vocabulary, range, policy_vocabulary, prompt_prefix
-        )
+        super().__init__(*saved, range, policy_vocabulary, prompt_prefix)
 
 
 class Preference(LearnedReward):
@@ -270,9 +240,7 @@ class Preference(LearnedReward):
             "dtype": dtype,
         }
         saved = load(_required(model_dir, "TLDR"), "preference", changes)
-        super().__init__(
-            saved.model, saved.params, saved.vocabulary, range, policy_vocabulary, prompt_prefix
-        )
+        super().__init__(*saved, range, policy_vocabulary, prompt_prefix)
 
 
 def _required(model_dir: str | None, name: str) -> str:

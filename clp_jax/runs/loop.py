@@ -141,7 +141,13 @@ class Reports:
         if not means:
             return means
         self._log.scalars(done, means | self.progress.report(done, means))
-        _show_samples(self._log, done, self._step_fn.samples())
+        rows = self._step_fn.samples()
+        if rows:
+            self._log.samples(done, rows)
+        for row in rows[:2]:
+            weights = ", ".join(f"{w:.2f}" for w in row["reward_weights"].values())
+            rewards = ", ".join(f"{name} {r:.2f}" for name, r in row["rewards"].items())
+            say(f"  w ({weights}) α {row['kl_weight']:.2g} | {rewards} | {row['completion']!r}")
         if self._watch is not None:
             self._watch(done, means)
         return means
@@ -202,13 +208,3 @@ class _Saved:
             f"step {done + 1} failed; the checkpoint of step {done} was saved, and the same "
             "command goes on from there"
         )
-
-
-def _show_samples(log: Log, step: int, rows: Sequence[Mapping[str, Any]]) -> None:
-    if not rows:
-        return
-    log.samples(step, rows)
-    for row in rows[:2]:
-        weights = ", ".join(f"{w:.2f}" for w in row["reward_weights"].values())
-        rewards = ", ".join(f"{name} {r:.2f}" for name, r in row["rewards"].items())
-        say(f"  w ({weights}) α {row['kl_weight']:.2g} | {rewards} | {row['completion']!r}")

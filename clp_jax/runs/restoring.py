@@ -1,5 +1,6 @@
 """What a MODEL_DIR holds: the state, the reference and the policy of a run that has begun."""
 
+import contextlib
 import dataclasses
 import pathlib
 from typing import Any
@@ -112,10 +113,8 @@ def restore_policy(
 
 
 def _restore_state(run: Run, step: int | None = None, place: Placement | None = None) -> TrainState:
-    saved = RunCheckpoints(checkpoint_folder(run.model_dir))
-    state = saved.restore(states.state_shapes(run, place), step)
-    saved.close()
-    return state
+    with contextlib.closing(RunCheckpoints(checkpoint_folder(run.model_dir))) as saved:
+        return saved.restore(states.state_shapes(run, place), step)
 
 
 def restore_reference(run: Run, place: Placement | None = None) -> Params:

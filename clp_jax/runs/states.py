@@ -42,32 +42,27 @@ def placement(run: Run, *, training: bool = True) -> Placement:
 
 def check_placement(run: Run, place: Placement) -> None:
     """Raises ValueError unless a run's network and batches can be cut so; names what could."""
-    try:
-        _check_placement(run, place)
-    except ValueError as error:
+    if problem := _problem(run, place):
         size = place.mesh.size
-        fits = [n for n in divisors(size) if _can_be_placed(run, place.recut(n))]
+        fits = [n for n in divisors(size) if not _problem(run, place.recut(n))]
         whole = f"NUM_PARTITIONS={listed(fits, 'or')} divides" if fits else "none divides"
         raise ValueError(
-            f"{error}. Of all NUM_PARTITIONS over {size} devices, {whole} the network and all "
+            f"{problem}. Of all NUM_PARTITIONS over {size} devices, {whole} the network and all "
             "batches of this run"
-        ) from None
+        )
 
 
-def _can_be_placed(run: Run, place: Placement) -> bool:
+def _problem(run: Run, place: Placement) -> str:
+    """Why a run's network and batches cannot be cut so; empty if they can."""
     try:
-        _check_placement(run, place)
-    except ValueError:
-        return False
-    return True
-
-
-def _check_placement(run: Run, place: Placement) -> None:
-    place.check_network(run.model.module, "the policy")
-    place.check_batch("BATCH_SIZE", run.train_dataset_cfg.batch_size)
-    place.check_batch("EVAL_BATCH_SIZE", run.infer_eval_dataset_cfg.batch_size)
-    if run.sft.steps:
-        place.check_batch("SFT_BATCH_SIZE", run.sft.batch_size)
+        place.check_network(run.model.module, "the policy")
+        place.check_batch("BATCH_SIZE", run.train_dataset_cfg.batch_size)
+        place.check_batch("EVAL_BATCH_SIZE", run.infer_eval_dataset_cfg.batch_size)
+        if run.sft.steps:
+            place.check_batch("SFT_BATCH_SIZE", run.sft.batch_size)
+    except ValueError as error:
+        return str(error)
+    return ""
 
 
 def reference_shapes(run: Run, place: Placement | None = None) -> Params:

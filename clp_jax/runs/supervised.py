@@ -91,7 +91,8 @@ class SupervisedStep:
     def __init__(self, run: Run, place: Placement):
         self._run, self._place = run, place
         module, optimizer = run.model.module, run.sft.optimizer
-        self._shardings = place.parameters(module, self._shapes())
+        self._shapes = jax.eval_shape(lambda p: _state(run, p), states.reference_shapes(run))
+        self._shardings = place.parameters(module, self._shapes)
         self._step = jax.jit(
             place.traced(functools.partial(_counted_step, module, optimizer)),
             donate_argnums=0,
@@ -110,11 +111,7 @@ class SupervisedStep:
 
     def state_shapes(self) -> State:
         """The shapes of `first_state`, with their shardings."""
-        return self._place.shapes(self._run.model.module, self._shapes())
-
-    def _shapes(self) -> State:
-        run = self._run
-        return jax.eval_shape(lambda p: _state(run, p), states.reference_shapes(run))
+        return self._place.shapes(self._run.model.module, self._shapes)
 
     def __call__(self, state: State, batch: Batch, step: int) -> tuple[State, dict[str, Any]]:
         """See `clp_jax.runs.loop.Step`."""

@@ -116,7 +116,9 @@ class Trainer:
         rewards = self._model.rewards
         on_device = rewards.dispatch(rollout.plain_prompts, rollout.completions, rollout.mask)
         scored = self.score(self._reference, rollout)
-        completions = self.decode(rollout.completions)
+        # Waits for the device; of this process's rows.
+        local = partitioning.local_rows(rollout.completions)
+        completions = decode(self._model.vocabulary, local)
         generated = time.perf_counter()
         on_host = rewards.submit(batch.prompt_texts, completions, batch.columns)
         device_scores = on_device.result(generated)
@@ -130,10 +132,6 @@ class Trainer:
             **{f"timing/reward_hidden/{n}": s for n, s in on_host.hidden(device_done).items()},
         }
         return scores, completions, metrics, scored
-
-    def decode(self, completions: jax.Array) -> list[str]:
-        """Tokens [B, L] -> the texts of this process's rows; waits for the device."""
-        return decode(self._model.vocabulary, partitioning.local_rows(completions))
 
     def samples(self) -> Sequence[Mapping[str, Any]]:
         """The table of sample completions of the last step, with w, α and every reward."""

@@ -1,9 +1,9 @@
 """A CLP training run from its configuration to its last checkpoint."""
 
+import contextlib
 import pathlib
 from typing import Any
 
-from clp_jax.algorithm import conditioning
 from clp_jax.algorithm.train_step import TrainState
 from clp_jax.data import batches as batches_lib
 from clp_jax.data import tasks
@@ -38,16 +38,15 @@ def check(run: Run) -> None:
     place = states.placement(run)
     rows = Rows(place.batch, run.train_dataset_cfg.batch_size)
     batches_lib.check_shards(run.train_dataset_cfg.num_shards, rows.shares)
-    for rewards in filter(None, (run.model.rewards, run.evaluation.rewards)):
+    stacks = [*filter(None, (run.model.rewards, run.evaluation.rewards))]
+    for rewards in stacks:
         rewards.place(place)
     for config in (run.train_dataset_cfg, run.infer_eval_dataset_cfg):
         tasks.check_task(config.mixture_or_task_name)
-        _check_records(run, config, run.model.rewards)
         prefix = tasks.prompt_prefix(config.mixture_or_task_name)
-        run.model.rewards.check_policy(prefix, run.max_decode_length)
-        if run.evaluation.rewards is not None:
-            _check_records(run, config, run.evaluation.rewards)
-            run.evaluation.rewards.check_policy(prefix, run.max_decode_length)
+        for rewards in stacks:
+            _check_records(run, config, rewards)
+            rewards.check_policy(prefix, run.max_decode_length)
     states.state_shapes(run)
     path = run.model_dir if restoring.has_reference(run) else run.checkpoint_cfg.restore.path
     if path:
@@ -147,7 +146,7 @@ def _train(
     first_step = int(state.step)
     log = metrics_log.opened(pathlib.Path(run.model_dir), first_step)
     evaluation = Evaluation(run, reference, log, place, preemption) if evaluate else None
-    try:
+    with contextlib.closing(log), contextlib.closing(saved):
         if evaluation is not None and first_step and evaluation.is_missing(first_step):
             evaluation(state, first_step)  # a reward failed in it
         loop.train(
@@ -166,9 +165,6 @@ def _train(
             watch=watch.of(run.model.kl_warning),
             stop=preemption,
         )
-    finally:
-        saved.close()
-        log.close()
 
 
 def start(
@@ -275,11 +271,6 @@ def load_reference(
         reference = states.init_params(run, place)
     checkpoints.save_params(pathlib.Path(run.model_dir, checkpoints.REFERENCE), reference)
     return reference
-
-
-def parameter_count(run: Run) -> conditioning.ParameterCount:
-    """What S costs in this run."""
-    return conditioning.count_parameters(states.state_shapes(run).params, run.model.num_objectives)
 
 
 def _evaluation_folder(run: Run, step: int) -> pathlib.Path:

@@ -29,7 +29,7 @@ class KLWatch:
 
     def __init__(self, bound: float):
         self._bound = bound
-        self._warned: dict[str, float] = {}  # metric -> the KL it was last warned of
+        self._bounds: dict[str, float] = {}  # of metrics that were warned of
 
     def __call__(self, step: int, means: Mapping[str, float]) -> None:
         """Prints at most one warning.
@@ -41,11 +41,11 @@ class KLWatch:
         above = {
             name: value
             for name, value in means.items()
-            if _watched(name) and value > self._limit(name)
+            if _watched(name) and value > self._bounds.get(name, self._bound)
         }
         if not above:
             return
-        self._warned |= above
+        self._bounds |= {name: _GROWTH * value for name, value in above.items()}
         found = ", ".join(f"{value:.3g} {_where(name)}" for name, value in above.items())
         say(
             f"warning: step {step}: the mean KL to the reference is above KL_WARNING="
@@ -53,9 +53,6 @@ class KLWatch:
             "completions in samples.jsonl, and try a larger KL_WEIGHT_MIN or a lower "
             "POLICY_LEARNING_RATE"
         )
-
-    def _limit(self, name: str) -> float:
-        return _GROWTH * self._warned[name] if name in self._warned else self._bound
 
 
 def _watched(name: str) -> bool:

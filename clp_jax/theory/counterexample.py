@@ -181,23 +181,8 @@ def _init(keys: jax.Array) -> Params:
 
 
 @functools.partial(jax.jit, static_argnums=(3, 4, 5))
+@functools.partial(jax.vmap, in_axes=(0, 0, None, None, None, None))
 def _train(
-    references: Params,
-    keys: jax.Array,
-    rewards: jax.Array,
-    sampler: Sampler,
-    kl_weight: float,
-    steps: int,
-) -> CLPParams:
-    """φ_T of each seed, all at once: leading axis S of `references`, `keys` and the result."""
-
-    def train(reference: Params, key: jax.Array) -> CLPParams:
-        return _train_one(reference, key, rewards, sampler, kl_weight, steps)
-
-    return jax.vmap(train)(references, keys)
-
-
-def _train_one(
     reference: Params,
     key: jax.Array,
     rewards: jax.Array,
@@ -206,6 +191,8 @@ def _train_one(
     steps: int,
 ) -> CLPParams:
     """Algorithm 1 with plain SGD: θ_ref and rewards [m, 3] in, φ_T out.
+
+    Of all seeds at once: `reference`, `key` and the result have a leading axis S.
 
     There is no value network: one context and one weighting in a batch have one V̂, which the
     normalisation of the advantage takes off again.

@@ -4,10 +4,7 @@ import json
 import pathlib
 from typing import Any
 
-import matplotlib
-
-matplotlib.use("Agg")  # no display on a training machine
-from matplotlib import pyplot as plt
+from matplotlib.figure import Figure
 
 from clp_jax.theory.counterexample import Counterexample
 
@@ -66,7 +63,8 @@ def plot(result: Counterexample, path: pathlib.Path) -> None:
       result: of `run`.
       path: a file whose ending says the format.
     """
-    figure, axes = plt.subplots(figsize=(6, 4.5), layout="constrained")
+    figure = Figure((6, 4.5), layout="constrained")  # not of pyplot, which wants a display
+    axes = figure.subplots()
     styles = (
         (result.logit_mixing, "C2", "x"),
         (result.rewarded_soups, "C1", "s"),
@@ -83,4 +81,3 @@ def plot(result: Counterexample, path: pathlib.Path) -> None:
     axes.grid(alpha=0.3)
     axes.legend()
     figure.savefig(path, dpi=150)
-    plt.close(figure)

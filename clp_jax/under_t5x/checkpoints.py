@@ -1,5 +1,6 @@
 """t5x saves and restores the checkpoints of `python -m clp_jax.train`: either driver goes on."""
 
+import contextlib
 import pathlib
 from typing import Any
 
@@ -32,10 +33,8 @@ def for_inference_at(model_dir: str, step: int | None) -> utils.RestoreCheckpoin
     Raises:
       ValueError: there is no such checkpoint.
     """
-    saved = RunCheckpoints(restoring.checkpoint_folder(model_dir))
-    step = saved.existing_step(step)
-    saved.close()
-    return _restore_config(model_dir, step)
+    with contextlib.closing(RunCheckpoints(restoring.checkpoint_folder(model_dir))) as saved:
+        return _restore_config(model_dir, saved.existing_step(step))
 
 
 def _restore_config(model_dir: str, step: int) -> utils.RestoreCheckpointConfig:

@@ -2,6 +2,7 @@
 
 import pathlib
 from collections.abc import Mapping
+from concurrent.futures import Future
 from typing import Any
 
 import jax
@@ -62,7 +63,9 @@ class RewardEvaluator:
             log = MetricsLog(folder, step)
             log.scalars(step, values)
             log.close()
-        return _Metrics({self.eval_tasks[0]: values}), None
+        metrics: Future[dict[str, Mapping[str, float]]] = Future()
+        metrics.set_result({self.eval_tasks[0]: values})
+        return metrics, None
 
     def close(self) -> None:
         """Nothing to end."""
@@ -88,14 +91,3 @@ class _PredictedPolicy:
 
 
 _PER_TOKEN = ("mask", "log_probs", "reference_log_probs")
-
-
-class _Metrics:
-    """Metrics that are there already, as t5x awaits them."""
-
-    def __init__(self, metrics: Mapping[str, Mapping[str, float]]):
-        self._metrics = metrics
-
-    def result(self) -> Mapping[str, Mapping[str, float]]:
-        """{task: {name: value}}."""
-        return self._metrics

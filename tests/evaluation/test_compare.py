@@ -222,12 +222,15 @@ def test_other_numbers_of_rewards(tmp_path, m):
 
 @pytest.fixture
 def drawn(monkeypatch):
-    """The figures that are drawn, before they are closed."""
-    figures, close = [], comparison_plots.plt.close
-    monkeypatch.setattr(comparison_plots.plt, "close", figures.append)
-    yield figures
-    for figure in figures:
-        close(figure)
+    """The figures that are drawn and saved."""
+    figures, save = [], comparison_plots.Figure.savefig
+
+    def saved(figure, path, **options):
+        figures.append(figure)
+        save(figure, path, **options)
+
+    monkeypatch.setattr(comparison_plots.Figure, "savefig", saved)
+    return figures
 
 
 def compared(runs, **options):

@@ -47,7 +47,7 @@ def flags(model_dir, *bindings, files=NLI):
 
 def configured(model_dir, *bindings, files=NLI):
     arguments = flags(model_dir, *bindings, files=files)
-    return command_line.configured_run("test", None, arguments, None, FitRun)[0]
+    return command_line.configured_run("test", None, arguments, None, lambda: FitRun)[0]
 
 
 @pytest.fixture(scope="module")
@@ -268,7 +268,7 @@ def test_published_sizes_and_objectives(tmp_path):
     runs = []
     for file, task in zip((NLI[0], PREFERENCE[0]), tasks, strict=True):
         arguments = [f"--gin_file={file}", *common, *task]
-        runs.append(command_line.configured_run("test", None, arguments, None, FitRun)[0])
+        runs.append(command_line.configured_run("test", None, arguments, None, lambda: FitRun)[0])
     for run in runs:
         assert (run.max_length, run.summary_length) == (512, 128)
         assert (run.module.config.emb_dim, run.module.config.num_encoder_layers) == (1024, 24)
@@ -312,7 +312,7 @@ def test_and_a_clp_run_does_not_change_them(tmp_path):
     arguments = [f"--gin_file={smoke.ROOT / file}" for file in smoke.FILES]
     arguments += [f"--gin.MODEL_DIR={str(tmp_path)!r}", "--gin.t5.T5Config.remat_policy='full'"]
     arguments += flags(tmp_path, files=NLI)
-    behind = command_line.configured_run("test", None, arguments, None, FitRun)[0]
+    behind = command_line.configured_run("test", None, arguments, None, lambda: FitRun)[0]
     assert behind.module == alone.module
     assert behind.objective == alone.objective
     assert behind.model.template == alone.model.template

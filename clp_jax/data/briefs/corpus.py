@@ -10,7 +10,7 @@ the same of their event, can occur in two splits, whatever the seeds and the siz
 
 import hashlib
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -78,10 +78,23 @@ def generate(split: str, size: int, seed: int = 0) -> list[dict[str, str]]:
     Raises:
       ValueError: unknown split or a negative size.
     """
+
+    def example(index: int) -> dict[str, str]:
+        brief = draw(split, index, seed)
+        return {"document": brief.document, "summary": brief.summary}
+
+    return examples(example, split, size)
+
+
+def examples(
+    example: Callable[[int], dict[str, str]], split: str, size: int
+) -> list[dict[str, str]]:
+    """The first `size` records of a split, each made by `example` of its index; see `generate`."""
+    if split not in SPLITS:
+        raise ValueError(unknown_name("briefs split", split, SPLITS))
     if size < 0:
         raise ValueError(f"the size of a briefs split must be >= 0, got {size}")
-    briefs = (draw(split, index, seed) for index in range(size))
-    return [{"document": brief.document, "summary": brief.summary} for brief in briefs]
+    return [example(index) for index in range(size)]
 
 
 def draw(split: str, index: int, seed: int = 0) -> Brief:
@@ -119,7 +132,7 @@ def draw_truth(facts: Facts, rng: random.Random) -> dict[str, str]:
             truth[slot.name] = statement.value
         else:
             others = [value for value in slot.values if value != statement.value]
-            truth[slot.name] = _choose(others, rng)
+            truth[slot.name] = choose(others, rng)
     return truth
 
 
@@ -134,15 +147,15 @@ def draw_reference(facts: Facts, truth: Mapping[str, str], rng: random.Random) -
 
 
 def _draw_facts(rng: random.Random) -> Facts:
-    core = Core(_choose(AGENTS, rng), _choose(tuple(VERBS), rng), _choose(OBJECTS, rng))
+    core = Core(choose(AGENTS, rng), choose(tuple(VERBS), rng), choose(OBJECTS, rng))
     (count,) = rng.choices(tuple(STATEMENT_COUNTS), tuple(STATEMENT_COUNTS.values()))
-    reported = sorted(_shuffled(range(len(SLOTS)), rng)[:count])
+    reported = sorted(shuffled(range(len(SLOTS)), rng)[:count])
     # Each hedge at most once, so that every document has a trade-off.
-    hedges = _shuffled(tuple(HEDGES), rng)
+    hedges = shuffled(tuple(HEDGES), rng)
     return Facts(
         core,
         {
-            SLOTS[i].name: Statement(_choose(SLOTS[i].values, rng), hedge)
+            SLOTS[i].name: Statement(choose(SLOTS[i].values, rng), hedge)
             for i, hedge in zip(reported, hedges, strict=False)
         },
     )
@@ -150,23 +163,25 @@ def _draw_facts(rng: random.Random) -> Facts:
 
 def _document(facts: Facts, rng: random.Random) -> str:
     """Core fact, then its details; distractors before and after, never between."""
-    statements = _shuffled(tuple(facts.statements.values()), rng)
+    statements = shuffled(tuple(facts.statements.values()), rng)
     pairs = [statements[i : i + 2] for i in range(0, len(statements), 2)]
     event = [core_sentence(facts.core), *map(detail_sentence, pairs)]
     before: list[str] = []
     after: list[str] = []
     for _ in range(STATEMENTS_AND_DISTRACTORS - len(statements)):
-        slot = _choose(SLOTS, rng)
+        slot = choose(SLOTS, rng)
         sentence = distractor_sentence(
-            _choose(BYSTANDERS, rng), _choose(PASTIMES, rng), _choose(slot.values, rng)
+            choose(BYSTANDERS, rng), choose(PASTIMES, rng), choose(slot.values, rng)
         )
         (before if rng.random() < 0.5 else after).append(sentence)
     return " ".join(before + event + after)
 
 
-def _choose(items: Sequence[T], rng: random.Random) -> T:
+def choose(items: Sequence[T], rng: random.Random) -> T:
+    """One of the items, each equally likely."""
     return items[int(rng.random() * len(items))]
 
 
-def _shuffled(items: Sequence[T], rng: random.Random) -> list[T]:
+def shuffled(items: Sequence[T], rng: random.Random) -> list[T]:
+    """The items in a random order."""
     return sorted(items, key=lambda _: rng.random())

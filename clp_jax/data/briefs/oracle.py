@@ -7,9 +7,9 @@ weighting w the oracle takes the candidate of the greatest w·E[R]; entailment a
 the document only, and the expectation of ROUGE is over the reference given the document.
 """
 
+import functools
 import itertools
 from collections.abc import Mapping, Sequence
-from functools import lru_cache
 
 import numpy as np
 
@@ -18,12 +18,14 @@ from clp_jax.data.briefs.rewards import (
     ENTAILMENT_RANGE,
     QUALITY_RANGE,
     ROUGE_RANGE,
+    claim_probability,
     entailment_score,
     quality_score,
 )
-from clp_jax.data.briefs.world import HEDGES, HYPERNYM_RATE, SLOTS, Slot
+from clp_jax.data.briefs.world import HYPERNYM_RATE, SLOTS, Slot
 from clp_jax.reporting.errors import unknown_name
 
+# Raw scores that are normalised to 0 and 1.
 RANGES: Mapping[str, tuple[float, float]] = {
     "entailment": ENTAILMENT_RANGE,
     "rouge": ROUGE_RANGE,
@@ -38,7 +40,6 @@ def front(
     documents: Sequence[str],
     reward_weights: np.ndarray,
     rewards: Sequence[str] = ("entailment", "rouge"),
-    ranges: Mapping[str, tuple[float, float]] = RANGES,
 ) -> np.ndarray:
     """Expected rewards of the best summaries, at each weighting.
 
@@ -46,7 +47,6 @@ def front(
       documents: N documents of briefs.
       reward_weights: [W, m], each row on the simplex.
       rewards: m names among "entailment", "rouge", "quality".
-      ranges: name -> raw scores that are normalised to 0 and 1.
 
     Returns:
       [W, m] normalised expected rewards, averaged over the documents. Row k maximises
@@ -65,7 +65,7 @@ def front(
         raise ValueError("the oracle front needs at least one document, got none")
     total = np.zeros(weights.shape)
     for document in documents:
-        values = expected_rewards(parse_document(document), rewards, ranges)
+        values = expected_rewards(parse_document(document), rewards)
         total += values[np.argmax(weights @ values.T, axis=1)]
     return total / len(documents)
 
@@ -74,11 +74,10 @@ def best_summary(
     document: str,
     reward_weights: Sequence[float],
     rewards: Sequence[str] = ("entailment", "rouge"),
-    ranges: Mapping[str, tuple[float, float]] = RANGES,
 ) -> str:
     """The summary of the greatest w·E[R], of those of least detail if several are."""
     facts = parse_document(document)
-    values = expected_rewards(facts, rewards, ranges) @ np.asarray(reward_weights, np.float64)
+    values = expected_rewards(facts, rewards) @ np.asarray(reward_weights, np.float64)
     return summary_text(candidates(facts)[int(np.argmax(values))])
 
 
@@ -97,14 +96,12 @@ def candidates(facts: Facts) -> list[Claims]:
 def expected_rewards(
     facts: Facts,
     rewards: Sequence[str] = ("entailment", "rouge"),
-    ranges: Mapping[str, tuple[float, float]] = RANGES,
 ) -> np.ndarray:
     """Normalised expected rewards of every candidate.
 
     Args:
       facts: what a document says.
       rewards: m names among "entailment", "rouge", "quality".
-      ranges: name -> raw scores that are normalised to 0 and 1.
 
     Returns:
       [C, m], rows in the order of `candidates`.
@@ -120,7 +117,7 @@ def expected_rewards(
             raw = np.array([_EXACT[name](facts, claims) for claims in candidates(facts)])
         else:
             raise ValueError(unknown_name("reward of the briefs oracle", name, RANGES))
-        low, high = ranges[name]
+        low, high = RANGES[name]
         columns.append((raw - low) / (high - low))
     return np.stack(columns, axis=1)
 
@@ -141,13 +138,14 @@ def expected_rouge(facts: Facts) -> np.ndarray:
       [C] scores in the order of `candidates`. range: [0, 100]
     """
     tables = [_reference_table(name, s) for name, s in facts.statements.items()]
+    convolve = functools.partial(functools.reduce, np.convolve)
     # P(R = r), with and without each slot.
-    length = _convolve([table[0] for table in tables])
+    length = convolve([table[0] for table in tables], np.ones(1))
     shape = tuple(len(table[1]) for table in tables)
     words = np.full(shape, float(CORE_WORDS))  # K
     shared = np.zeros((*shape, len(length)))  # Σ_s E[M_s; R=r]
     for s, (_, matches, option_words) in enumerate(tables):
-        others = _convolve([table[0] for i, table in enumerate(tables) if i != s])
+        others = convolve([table[0] for i, table in enumerate(tables) if i != s], np.ones(1))
         axes = [1] * len(tables)
         axes[s] = len(option_words)
         words = words + np.reshape(option_words, axes)
@@ -169,7 +167,7 @@ def _options(slot: Slot, statement: Statement) -> tuple[str, str, str]:
     return "", statement.value, slot.hypernym(statement.value)
 
 
-@lru_cache(maxsize=4096)
+@functools.lru_cache(maxsize=4096)
 def _reference_table(name: str, statement: Statement) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """What one slot adds to a reference, jointly with what it shares with each option.
 
@@ -195,19 +193,11 @@ def _reference_outcomes(slot: Slot, statement: Statement) -> dict[str, float]:
     """Phrase of the slot in a reference ("" where it has none) -> probability."""
     outcomes = dict.fromkeys(("", *slot.phrases), 0.0)
     outcomes[""] = 1.0 - slot.inclusion
-    stated = HEDGES[statement.hedge]
     for value in slot.values:
-        true = stated if value == statement.value else (1.0 - stated) / (len(slot.values) - 1)
+        true = claim_probability(slot, value, statement)
         outcomes[value] += slot.inclusion * true * (1.0 - HYPERNYM_RATE)
         outcomes[slot.hypernym(value)] += slot.inclusion * true * HYPERNYM_RATE
     return outcomes
-
-
-def _convolve(distributions: Sequence[np.ndarray]) -> np.ndarray:
-    total = np.ones(1)
-    for distribution in distributions:
-        total = np.convolve(total, distribution)
-    return total
 
 
 def common_subsequence(a: Sequence[str], b: Sequence[str]) -> int:

@@ -9,14 +9,13 @@ decide: what a learned reward model should come to say is known.
 import dataclasses
 import math
 import random
-from collections.abc import Callable, Mapping, Sequence
-from typing import TypeVar
+from collections.abc import Mapping
 
 from clp_jax.data.briefs import corpus
+from clp_jax.data.briefs.corpus import choose, shuffled
 from clp_jax.data.briefs.language import Claims, Core, Facts, parse_summary, summary_text
 from clp_jax.data.briefs.rewards import entailment_score, quality_score
 from clp_jax.data.briefs.world import AGENTS, HEDGES, OBJECTS, SLOTS, VERBS
-from clp_jax.reporting.errors import unknown_name
 
 LABELS = ("entailment", "not_entailment")
 
@@ -42,8 +41,6 @@ HYPERNYM_RATE = 0.2
 DISTRACTOR_RATE = 0.5
 # The greater, the rarer a drawn preference for the summary of the lower quality.
 PREFERENCE_SCALE = 8.0
-
-T = TypeVar("T")
 
 
 def nli(split: str, size: int, seed: int = 0, hard: bool = True) -> list[dict[str, str]]:
@@ -75,7 +72,7 @@ def nli(split: str, size: int, seed: int = 0, hard: bool = True) -> list[dict[st
         label = LABELS[0] if entailed else LABELS[1]
         return {"premise": brief.document, "hypothesis": hypothesis, "label": label}
 
-    return _examples(example, split, size)
+    return corpus.examples(example, split, size)
 
 
 def preferences(split: str, size: int, seed: int = 0, hard: bool = True) -> list[dict[str, str]]:
@@ -112,7 +109,7 @@ def preferences(split: str, size: int, seed: int = 0, hard: bool = True) -> list
         better, worse = (one, two) if first else (two, one)
         return {"post": brief.document, "better": better, "worse": worse}
 
-    return _examples(example, split, size)
+    return corpus.examples(example, split, size)
 
 
 def draw_summary(
@@ -140,16 +137,6 @@ def draw_summary(
     return malformed(text, rng) if kind == "malformed" else text
 
 
-def _examples(
-    example: Callable[[int], dict[str, str]], split: str, size: int
-) -> list[dict[str, str]]:
-    if split not in corpus.SPLITS:
-        raise ValueError(unknown_name("briefs split", split, corpus.SPLITS))
-    if size < 0:
-        raise ValueError(f"the size of a briefs split must be >= 0, got {size}")
-    return [example(index) for index in range(size)]
-
-
 def _quality(facts: Facts, summary: str) -> float:
     return quality_score(facts, parse_summary(summary))
 
@@ -173,7 +160,7 @@ def stated_details(
 
 def other_detail(brief: corpus.Brief, rng: random.Random) -> dict[str, str]:
     """{slot name: a claim that is neither the stated value nor its hypernym}, of a random slot."""
-    slot = _choose(SLOTS, rng)
+    slot = choose(SLOTS, rng)
     statement = brief.facts.statements.get(slot.name)
     stated = () if statement is None else (statement.value, slot.hypernym(statement.value))
     others = [phrase for phrase in slot.phrases if phrase not in stated]
@@ -181,17 +168,14 @@ def other_detail(brief: corpus.Brief, rng: random.Random) -> dict[str, str]:
     mentioned = [phrase for phrase in others if phrase in brief.document]
     if mentioned and rng.random() < DISTRACTOR_RATE:
         others = mentioned
-    return {slot.name: _choose(others, rng)}
+    return {slot.name: choose(others, rng)}
 
 
 def other_core(core: Core, rng: random.Random) -> Core:
     """The core fact with another agent, verb or object."""
-    part, words = _choose(
-        [("agent", AGENTS), ("verb", tuple(VERBS)), ("object", OBJECTS)],
-        rng,
-    )
+    part, words = choose([("agent", AGENTS), ("verb", tuple(VERBS)), ("object", OBJECTS)], rng)
     others = [word for word in words if word != getattr(core, part)]
-    return dataclasses.replace(core, **{part: _choose(others, rng)})
+    return dataclasses.replace(core, **{part: choose(others, rng)})
 
 
 def malformed(text: str, rng: random.Random) -> str:
@@ -200,19 +184,15 @@ def malformed(text: str, rng: random.Random) -> str:
     # The sentence without "in Paris", say, would be well-formed.
     while parse_summary(damaged) is not None:
         words = text.split()
-        damage = _choose(("drop", "shuffle", "repeat", "cut"), rng)
+        damage = choose(("drop", "shuffle", "repeat", "cut"), rng)
         position = int(rng.random() * len(words))
         if damage == "drop":
             words = [word for word in words if rng.random() > 0.2]
         elif damage == "shuffle":
-            words = sorted(words, key=lambda _: rng.random())
+            words = shuffled(words, rng)
         elif damage == "repeat":
             words.insert(position, words[position])
         else:
             words = words[: position + 1]
         damaged = " ".join(words) or text
     return damaged
-
-
-def _choose(items: Sequence[T], rng: random.Random) -> T:
-    return items[int(rng.random() * len(items))]

@@ -7,7 +7,8 @@ from the column "document", since the prompt may have a prefix. `columns` names 
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 from clp_jax.data.briefs.language import Claims, Facts, Statement, parse_document, parse_summary
 from clp_jax.data.briefs.world import HEDGES, SLOTS, UNREPORTED, Slot
@@ -22,66 +23,45 @@ ENTAILMENT_RANGE = (-2.25, 0.0)  # nats
 QUALITY_RANGE = (0.0, 1.0)
 ROUGE_RANGE = (52.0, 84.0)  # ROUGE-Lsum F-measure on the 0-100 scale
 
-Reward = Callable[..., list[float]]
 
+@dataclass(frozen=True)
+class ExactReward:
+    """A host reward of briefs.
 
-def _declare(*, range: tuple[float, float]) -> Callable[[Reward], Any]:
-    def attach(reward: Any) -> Any:
-        reward.columns = ("document",)
-        reward.range = range
-        return reward
-
-    return attach
-
-
-@_declare(range=ENTAILMENT_RANGE)
-def entailment(
-    prompts: Sequence[str], completions: Sequence[str], document: Sequence[str], **columns: Any
-) -> list[float]:
-    """Log-probability that all that a completion claims is true, given its document.
-
-    Args:
-      prompts: not read.
-      completions: texts to score.
-      document: one document of briefs for each completion.
-      **columns: not read.
-
-    Returns:
-      One score for each completion, in nats. range: [-7, 0]. Malformed completions, and those
-      with another core fact than the document's, get -7.
-
-    Raises:
-      ValueError: a document is not one of briefs, or the counts differ.
+    Attributes:
+      score: (what a document says, what a completion claims or None if malformed) -> score.
+      range: raw scores that are mapped to 0 and 1.
     """
-    return [
-        entailment_score(parse_document(text), parse_summary(completion))
-        for text, completion in zip(document, completions, strict=True)
-    ]
 
+    score: Callable[[Facts, Claims | None], float]
+    range: tuple[float, float]
+    columns: ClassVar = ("document",)
 
-@_declare(range=QUALITY_RANGE)
-def quality(
-    prompts: Sequence[str], completions: Sequence[str], document: Sequence[str], **columns: Any
-) -> list[float]:
-    """Share of the document's details that a completion states, weighted by salience.
+    def __call__(
+        self,
+        prompts: Sequence[str],
+        completions: Sequence[str],
+        document: Sequence[str],
+        **columns: Any,
+    ) -> list[float]:
+        """Scores completions against their documents.
 
-    Args:
-      prompts: not read.
-      completions: texts to score.
-      document: one document of briefs for each completion.
-      **columns: not read.
+        Args:
+          prompts: not read.
+          completions: texts to score.
+          document: one document of briefs for each completion.
+          **columns: not read.
 
-    Returns:
-      One score for each completion. range: [0, 1]. Malformed completions, and those with another
-      core fact than the document's, get 0.
+        Returns:
+          One score for each completion.
 
-    Raises:
-      ValueError: a document is not one of briefs, or the counts differ.
-    """
-    return [
-        quality_score(parse_document(text), parse_summary(completion))
-        for text, completion in zip(document, completions, strict=True)
-    ]
+        Raises:
+          ValueError: a document is not one of briefs, or the counts differ.
+        """
+        return [
+            self.score(parse_document(text), parse_summary(completion))
+            for text, completion in zip(document, completions, strict=True)
+        ]
 
 
 def entailment_score(facts: Facts, claims: Claims | None) -> float:
@@ -145,3 +125,11 @@ def claim_probability(slot: Slot, phrase: str, statement: Statement | None) -> f
     stated = HEDGES[statement.hedge]
     other = (1.0 - stated) / (len(slot.values) - 1)
     return sum(stated if value == statement.value else other for value in covered)
+
+
+# Log-probability that all that a completion claims is true, given its document, in nats.
+# range: [-7, 0]. Malformed completions, and those with another core fact, get -7.
+entailment = ExactReward(entailment_score, ENTAILMENT_RANGE)
+# Share of the document's details that a completion states, weighted by salience.
+# range: [0, 1]. Malformed completions, and those with another core fact, get 0.
+quality = ExactReward(quality_score, QUALITY_RANGE)
