@@ -6,14 +6,14 @@ better), `summary_1` (worse; preferences only), tokens with no EOS; `label` ([1]
 """
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import seqio
 
 from clp_jax.data import tasks
-from clp_jax.data.batches import SavedIterator
+from clp_jax.data.order import Order
 from clp_jax.data.tasks import SPLITS, Record
 from clp_jax.reporting.errors import unknown_name
 
@@ -135,8 +135,8 @@ class PairBatch:
     rows: Sequence[Record]
 
 
-class PairBatches(SavedIterator):
-    """The batches of one split; the position can be saved and restored exactly.
+class PairBatches(Iterator[PairBatch]):
+    """The batches of one split, read by index; the position can be saved and restored exactly.
 
     Args:
       task_name: a Task of this module.
@@ -168,45 +168,38 @@ class PairBatches(SavedIterator):
         self._pairs = _pairs(task_name, split)
         if not self._pairs:
             raise ValueError(f"task {task_name!r} has no {split} examples")
-        _check_lengths(self._pairs, _task(task_name).vocabulary, summary_length)
-        self._names = [f"summary_{i}" for i in range(len(self._pairs[0].summaries))]
-        lengths = {
-            "document": document_length,
-            **dict.fromkeys(self._names, summary_length),
-            "label": 1,
-            "example_id": 1,
-        }
-        dataset = seqio.get_dataset(
-            task_name,
-            lengths,
-            seqio.PassThroughFeatureConverter(),
-            dataset_split=split,
-            shuffle=shuffle,
-            num_epochs=None if repeat else 1,
-            seed=seed,
-        )
-        dataset = dataset.map(lambda example: {key: example[key] for key in lengths})
-        shapes = {key: [length] for key, length in lengths.items()}
-        super().__init__(dataset.padded_batch(batch_size, shapes, drop_remainder=repeat))
+        self._vocabulary = _task(task_name).vocabulary
+        _check_lengths(self._pairs, self._vocabulary, summary_length)
+        self._lengths = document_length, summary_length
+        self._order = Order(len(self._pairs), batch_size, repeat=repeat, shuffle=shuffle, seed=seed)
+
+    def position(self) -> Mapping[str, np.ndarray]:
+        """See `Order.position`."""
+        return self._order.position()
+
+    def restore(self, position: Mapping[str, np.ndarray]) -> None:
+        """See `Order.restore`."""
+        self._order.restore(position)
 
     def __next__(self) -> PairBatch:
-        features = super().__next__()
-        return PairBatch(
-            features["document"],
-            np.stack([features[name] for name in self._names], axis=1),
-            features["label"][:, 0],
-            [self._pairs[i].record for i in features["example_id"][:, 0]],
-        )
+        pairs = [self._pairs[i] for i in next(self._order)]
+        length, summary_length = self._lengths
+        texts = [pair.document for pair in pairs]
+        documents, _ = tasks.tokens(self._vocabulary, texts, length, ended=False)
+        summaries = [
+            tasks.tokens(self._vocabulary, each, summary_length, ended=False)[0]
+            for each in zip(*(pair.summaries for pair in pairs), strict=True)
+        ]
+        labels = np.array([pair.label for pair in pairs], np.int32)
+        records = [pair.record for pair in pairs]
+        return PairBatch(documents, np.stack(summaries, axis=1), labels, records)
 
 
 def _check_lengths(
     pairs: Sequence[Pair], vocabulary: seqio.Vocabulary, summary_length: int
 ) -> None:
     summaries = [summary for pair in pairs for summary in pair.summaries]
-    if isinstance(vocabulary, seqio.SentencePieceVocabulary):
-        tokens = vocabulary.tokenizer.encode(summaries)  # many at once, on several threads
-    else:
-        tokens = map(vocabulary.encode, summaries)
+    tokens = tasks.encoded(vocabulary, summaries)
     places = ((pair, i) for pair in pairs for i in range(len(pair.summaries)))
     for (pair, i), ids in zip(places, tokens, strict=True):
         if len(ids) > summary_length:

@@ -4,7 +4,6 @@ A Task yields tokens only, because text cannot pass a SeqIO feature converter. E
 therefore carries an integer id, and `columns` gives the text that belongs to it.
 """
 
-import dataclasses
 import functools
 import hashlib
 import json
@@ -12,11 +11,11 @@ import pathlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
+import numpy as np
 import seqio
 import tensorflow as tf
 
 from clp_jax.data.briefs import corpus
-from clp_jax.reporting import console
 from clp_jax.reporting.errors import unknown_name
 
 Record = Mapping[str, Any]
@@ -218,23 +217,28 @@ def register(
     return name
 
 
-class _LoadedOnce(seqio.SentencePieceVocabulary):
-    """One that tensorflow-text loads once, and not, with a line on stderr, for each data set."""
+def tokens(
+    vocabulary: seqio.Vocabulary, texts: Sequence[str], length: int, ended: bool = True
+) -> tuple[np.ndarray, np.ndarray]:
+    """Texts as a Task has them: tokens, EOS if they are `ended`, cut, and padded with 0.
 
-    def __init__(self, vocabulary: seqio.SentencePieceVocabulary):
-        self.__dict__.update(vocabulary.__dict__)
+    Returns:
+      ([n, length] int32, which lost their end [n] bool).
+    """
+    rows = encoded(vocabulary, texts)
+    if ended:
+        rows = [[*row, vocabulary.eos_id] for row in rows]
+    padded = np.zeros([len(rows), length], np.int32)
+    for out, row in zip(padded, rows, strict=True):
+        out[: len(row)] = row[:length]
+    return padded, np.array([len(row) > length for row in rows], bool)
 
-    @functools.cached_property
-    def tf_tokenizer(self) -> Any:
-        """On the host and not in the graph that is traced."""
-        with tf.init_scope(), console.without_harmless_lines():
-            return super().tf_tokenizer
 
-
-def _loaded_once(feature: seqio.Feature) -> seqio.Feature:
-    if type(feature.vocabulary) is not seqio.SentencePieceVocabulary:
-        return feature
-    return dataclasses.replace(feature, vocabulary=_LoadedOnce(feature.vocabulary))
+def encoded(vocabulary: seqio.Vocabulary, texts: Sequence[str]) -> list[list[int]]:
+    """The tokens of each text, without EOS."""
+    if isinstance(vocabulary, seqio.SentencePieceVocabulary):
+        return vocabulary.tokenizer.encode(list(texts))  # many at once, on several threads
+    return [vocabulary.encode(text) for text in texts]
 
 
 def add_task(
@@ -258,7 +262,6 @@ def add_task(
         del shuffle_files, seed
         return tf.data.Dataset.from_tensor_slices(dict(slices(split)))
 
-    text_features = {key: _loaded_once(feature) for key, feature in text_features.items()}
     integer = seqio.Feature(seqio.PassThroughVocabulary(0), add_eos=False, dtype=tf.int32)
     if name in seqio.TaskRegistry.names():
         seqio.TaskRegistry.remove(name)

@@ -1,6 +1,7 @@
 """Calling device rewards: one compiled program for each, dispatched together and timed."""
 
 import functools
+import inspect
 import time
 from collections.abc import Iterable, Mapping
 from typing import Any, Protocol, runtime_checkable
@@ -12,6 +13,8 @@ import numpy as np
 from clp_jax.models.partitioning import Placement, local_rows, put
 from clp_jax.reporting.errors import RewardError
 from clp_jax.rewards.host import Scored
+
+_TOKENS = ("prompt_tokens", "completion_tokens", "completion_mask")
 
 
 @runtime_checkable
@@ -86,7 +89,11 @@ class CompiledReward:
         )
 
     def _scored(self, params: Any, *tokens: jax.Array) -> tuple[jax.Array, Mapping[str, Any]]:
-        scored = self._reward.score_tokens(params, *tokens)
+        score = self._reward.score_tokens
+        if set(_TOKENS) <= inspect.signature(score).parameters.keys():  # in whatever order
+            scored = score(params, **dict(zip(_TOKENS, tokens, strict=True)))
+        else:
+            scored = score(params, *tokens)
         scores, metrics = scored if isinstance(scored, Scored) else (scored, {})
         scores = jnp.asarray(scores, jnp.float32)
         count = tokens[1].shape[0]

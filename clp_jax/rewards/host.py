@@ -10,6 +10,8 @@ import numpy as np
 
 from clp_jax.reporting.errors import RewardError
 
+_TEXTS = ("prompts", "completions")
+
 
 class Scored(NamedTuple):
     """What a reward may return in place of its scores, to have numbers of its own logged."""
@@ -91,10 +93,13 @@ def _shown(value: Any) -> str:
 class HostReward:
     """A host reward with its name, the columns it takes, and a lock.
 
+    Prompts and completions are its first two arguments, unless parameters called `prompts` and
+    `completions` stand elsewhere, as in rewards for TRL: then it gets them, and all else, by name.
+
     Attributes:
       name: display name.
       columns: names of the columns that must be there: the reward's own `columns` attribute and
-        every parameter without a default after the first two.
+        every parameter without a default beside prompts and completions.
     """
 
     def __init__(self, name: str, function: Callable[..., Any]):
@@ -102,11 +107,14 @@ class HostReward:
         self._function = function
         # Two batches may be in flight, and a user's function need not be thread-safe.
         self._lock = threading.Lock()
-        first_two, others, self._takes_all = _parameters(name, function)
+        parameters = _parameters(name, function)
+        self._takes_all = any(p.kind is p.VAR_KEYWORD for p in parameters)
+        self._by_name = _by_name(parameters)
+        others = [p for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
         # A column that is called as one of the first two would be given twice.
-        self._excluded = {parameter.name for parameter in first_two}
-        self._named = {parameter.name for parameter in others}
-        required = [p.name for p in others if p.default is p.empty]
+        self._excluded = set(_TEXTS) if self._by_name else {p.name for p in parameters[:2]}
+        self._named = {p.name for p in others}
+        required = [p.name for p in others if p.default is p.empty and p.name not in self._excluded]
         declared = getattr(function, "columns", ())
         if isinstance(declared, str):
             raise ValueError(f"columns of reward {name!r} is {declared!r}; expected a tuple")
@@ -124,14 +132,14 @@ class HostReward:
           RewardError: the reward raised (chained), or `check_scores` refuses what it returned.
         """
         # Copies: a reward that sorts its arguments must not disturb the others.
-        taken = {
-            key: list(values)
-            for key, values in columns.items()
-            if key not in self._excluded and (self._takes_all or key in self._named)
-        }
+        texts = [list(prompts), list(completions)]
+        columns = {key: list(v) for key, v in columns.items() if key not in self._excluded}
+        if self._by_name:
+            texts, columns = [], {**columns, **dict(zip(_TEXTS, texts, strict=True))}
+        taken = {k: v for k, v in columns.items() if self._takes_all or k in self._named}
         try:
             with self._lock:
-                scores = self._function(list(prompts), list(completions), **taken)
+                scores = self._function(*texts, **taken)
                 scored = scores if isinstance(scores, Scored) else Scored(scores, {})
                 scores = _materialised(scored.scores)  # a generator runs, and may raise, here
         except BaseException as error:  # in a thread, SystemExit would vanish
@@ -141,10 +149,8 @@ class HostReward:
         return Scored(check_scores(self.name, scores, len(completions)), scored.metrics)
 
 
-def _parameters(
-    name: str, function: Callable[..., Any]
-) -> tuple[list[inspect.Parameter], list[inspect.Parameter], bool]:
-    """(first two parameters, other named ones, has **kwargs)."""
+def _parameters(name: str, function: Callable[..., Any]) -> list[inspect.Parameter]:
+    """Those of a function that takes prompts and completions."""
     if not callable(function):
         raise ValueError(
             f"reward {name!r} is {_shown(function)}; "
@@ -153,21 +159,29 @@ def _parameters(
     try:
         signature = inspect.signature(function)
     except ValueError:  # some functions written in C have none
-        return [], [], True
+        signature = inspect.signature(lambda *texts, **columns: None)
     parameters = list(signature.parameters.values())
-    positional = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
-    variadic = any(p.kind is p.VAR_POSITIONAL for p in parameters)
-    if len(positional) < 2 and not variadic:
+    kinds = [p.kind for p in parameters]
+    if _by_name(parameters):
+        fits = "completions" in signature.parameters or inspect.Parameter.VAR_KEYWORD in kinds
+    else:
+        positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+        fits = sum(kind in positional for kind in kinds) > 1
+        fits = fits or inspect.Parameter.VAR_POSITIONAL in kinds
+    if not fits:
         raise ValueError(
             f"reward {name!r} has the signature {signature}; "
             "expected reward(prompts, completions, **columns)"
         )
-    others = [
-        p
-        for p in parameters
-        if p not in positional[:2] and p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)
-    ]
-    return positional[:2], others, any(p.kind is p.VAR_KEYWORD for p in parameters)
+    return parameters
+
+
+def _by_name(parameters: Sequence[inspect.Parameter]) -> bool:
+    """Whether `prompts` or `completions` stands where its texts would not come by position."""
+    places = {p.name: i for i, p in enumerate(parameters) if p.kind is not p.POSITIONAL_ONLY}
+    prompts, completions = (places.get(name) for name in _TEXTS)
+    only = any(p.kind is p.KEYWORD_ONLY for p in parameters if p.name in _TEXTS)
+    return only or prompts not in (0, None) or completions not in (1, None)
 
 
 class HostScores:

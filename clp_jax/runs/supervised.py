@@ -22,10 +22,15 @@ from clp_jax.reporting import metrics_log
 from clp_jax.reporting.metrics_log import say
 from clp_jax.runs import loop, restoring, states
 from clp_jax.runs.run_checkpoints import RunCheckpoints
-from clp_jax.settings.config import Run
+from clp_jax.settings.config import DatasetConfig, Run
 
 Params = Any
 State = dict[str, Any]
+
+
+def dataset_config(run: Run) -> DatasetConfig:
+    """The data: those of training, in batches of SFT_BATCH_SIZE."""
+    return dataclasses.replace(run.train_dataset_cfg, batch_size=run.sft.batch_size)
 
 
 def finetune(run: Run, place: Placement, stop: loop.Stop | None = None) -> Params:
@@ -45,8 +50,7 @@ def finetune(run: Run, place: Placement, stop: loop.Stop | None = None) -> Param
       Preempted: it was stopped.
     """
     folder = pathlib.Path(run.model_dir)
-    config = dataclasses.replace(run.train_dataset_cfg, batch_size=run.sft.batch_size)
-    batches = shared(config, run.random_seed, place)
+    batches = shared(dataset_config(run), run.random_seed, place)
     saved = RunCheckpoints(checkpoint_folder(run), run.checkpoint_cfg.save)
     step = SupervisedStep(run, place)
     first_step = saved.latest_step() or 0

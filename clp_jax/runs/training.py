@@ -37,7 +37,7 @@ def check(run: Run) -> None:
     """
     place = states.placement(run)
     rows = Rows(place.batch, run.train_dataset_cfg.batch_size)
-    batches_lib.check_shards(run.train_dataset_cfg.num_shards, rows.shares)
+    batches_lib.check_shares(run.train_dataset_cfg, rows.shares)
     stacks = [*filter(None, (run.model.rewards, run.evaluation.rewards))]
     for rewards in stacks:
         rewards.place(place)
@@ -86,17 +86,17 @@ def check_checkpoint(run: Run) -> None:
         saved = RunCheckpoints(restoring.checkpoint_folder(each.model_dir))
         if saved.latest_step() is not None:
             saved.check(states.state_shapes(each))
-        _check_position(saved, place, run.train_dataset_cfg.batch_size)
+        _check_position(saved, place, run.train_dataset_cfg)
     if run.sft.steps and not restoring.has_reference(run):
         saved = RunCheckpoints(supervised.checkpoint_folder(run))
-        _check_position(saved, place, run.sft.batch_size)
+        _check_position(saved, place, supervised.dataset_config(run))
 
 
-def _check_position(saved: RunCheckpoints, place: Placement, batch_size: int) -> None:
+def _check_position(saved: RunCheckpoints, place: Placement, config: DatasetConfig) -> None:
     """Raises ValueError if the data of the last checkpoint, if any, cannot be shared by hosts."""
     if saved.latest_step() is not None:
-        parts = batches_lib.shard_count(saved.position_names())
-        batches_lib.check_shards(parts, Rows(place.batch, batch_size).shares)
+        readers = Rows(place.batch, config.batch_size).shares
+        batches_lib.check_shares(config, readers, saved.position_names())
     saved.close()
 
 

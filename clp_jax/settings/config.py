@@ -48,8 +48,9 @@ class DatasetConfig:
       batch_size: B, over all hosts.
       shuffle: whether the order is shuffled.
       seed: of the shuffling; None takes the run's seed.
-      num_shards: how many parts of the split are read side by side, each batch_size/num_shards
-        examples of a batch; hosts share them. None for one part per host.
+      num_shards: of a Task that is not read by index (`data.streams`): how many parts of the split
+        are read side by side, each batch_size/num_shards examples of a batch; hosts share them.
+        None for one part per host.
     """
 
     mixture_or_task_name: str

@@ -1,6 +1,7 @@
 """The batches of a run as t5x draws them."""
 
 from collections import deque
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -50,7 +51,7 @@ class HostBatches(dataset_iterator.DatasetIterator):
         """Counts the last batch as not taken: its step failed. Nothing can be drawn afterwards."""
         self._taken -= 1
 
-    def position(self) -> dict[str, Any]:
+    def position(self) -> Mapping[str, Any]:
         """Where the first batch stands that was not taken, whatever t5x has read ahead."""
         taken, position = self._known
         if taken != self._taken:

@@ -5,7 +5,6 @@ import pytest
 import seqio
 import smoke
 import tensorflow as tf
-from clu.data import dataset_iterator
 
 from clp_jax.data import tasks
 from clp_jax.data.batches import Batches
@@ -109,14 +108,30 @@ def test_position_is_restored_exactly(tmp_path, vocabulary):
     assert not all(np.array_equal(next(other).prompts, p) for p in expected)
 
 
-def test_no_thread_tunes_a_data_set(tmp_path, vocabulary, monkeypatch):
-    opened = []
-    monkeypatch.setattr(
-        dataset_iterator, "TfDatasetIterator", lambda dataset, **_: opened.append(dataset)
-    )
-    path = write(tmp_path / "a.jsonl", records(20))
-    Batches(config(tasks.jsonl(vocabulary, path)), repeat=True)
-    assert [dataset.options().autotune.enabled for dataset in opened] == [False]
+@pytest.mark.parametrize(("inputs", "targets"), [(48, 24), (30, 9)])
+def test_tokens_are_those_of_seqios_own_pipeline(vocabulary, inputs, targets):
+    name = tasks.briefs(vocabulary, train_size=300, validation_size=20)
+    lengths = {"inputs": inputs, "targets": targets}
+    batches = Batches(config(name, lengths=lengths, shuffle=False, batch_size=300), repeat=False)
+    (ours,) = list(batches)
+    converter = seqio.EncDecFeatureConverter(pack=False)
+    dataset = seqio.get_dataset(name, lengths, converter, dataset_split="train", shuffle=False)
+    (theirs,) = dataset.batch(300).as_numpy_iterator()
+    np.testing.assert_array_equal(ours.prompts, theirs["encoder_input_tokens"])
+    np.testing.assert_array_equal(ours.references, theirs["decoder_target_tokens"])
+    whole = [len(vocabulary.encode(text)) + 1 for text in ours.prompt_texts]
+    assert ours.truncated.tolist() == [length > inputs for length in whole]
+
+
+def test_a_file_sorted_by_class_gives_mixed_batches(tmp_path, vocabulary):
+    classes = ["entailment", "neutral", "contradiction"]
+    rows = [{"document": f"a boat {i}", "summary": "boat", "label": c}
+            for c in classes for i in range(2000)]  # fmt: skip
+    path = write(tmp_path / "sorted.jsonl", rows)
+    batches = Batches(config(tasks.jsonl(vocabulary, path, path), batch_size=32), repeat=True)
+    for batch, _ in zip(batches, range(50), strict=False):
+        counts = [batch.columns["label"].count(c) for c in classes]
+        assert min(counts) > 0  # P(a batch lacks a class) < 1e-5
 
 
 def test_a_task_made_elsewhere(vocabulary):

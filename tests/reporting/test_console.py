@@ -51,7 +51,8 @@ def test_news_pass_when_something_is_raised(quiet, capfd):
     assert capfd.readouterr().err == NEWS
 
 
-def test_nothing_is_held_back_without_quiet(capfd):
+def test_nothing_is_held_back_without_quiet(capfd, monkeypatch):
+    monkeypatch.setattr(logging.getLogger("absl"), "filters", [])  # a test may have run a command
     with console.without_harmless_lines():
         os.write(2, LINES.encode())
         assert capfd.readouterr().err == LINES

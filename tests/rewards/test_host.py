@@ -150,3 +150,63 @@ def test_a_reward_never_runs_beside_itself():
     stack = make(alone=alone)
     for handle in [stack.submit(PROMPTS, COMPLETIONS) for _ in range(3)]:
         handle.result()
+
+
+def first_words(prompts, completions):
+    return [f"{p}{c}" for p, c in zip(prompts, completions, strict=True)]
+
+
+SEEN = first_words(PROMPTS, COMPLETIONS)
+
+
+class Swapped:
+    def __call__(self, completions, prompts):
+        self.seen = first_words(prompts, completions)
+        return [0.0] * len(completions)
+
+
+@pytest.mark.parametrize(
+    "signature",
+    [
+        "prompts, completions",
+        "completions, prompts",
+        "completions, prompts, **columns",
+        "completions, prompts, /",
+        "completions, **columns",
+        "*, completions, prompts",
+        "*, prompts, completions, **columns",
+        "summary, completions, prompts",
+        "x, completions",
+        "prompts, x",
+        "x, y",
+        "x, y, /",
+        "*texts",
+    ],
+)
+def test_texts_go_to_the_parameters_of_their_names_in_any_order(signature):
+    names = [part.strip() for part in signature.replace("*", "").split(",")]
+    namespace = {}
+    exec(f"def reward({signature}): return seen(locals())", namespace)
+
+    def seen(given):
+        given = {**given.get("columns", {}), **given}
+        if signature.endswith("/") and "completions" in names:  # its names cannot be used
+            prompts, completions = given["completions"], given["prompts"]
+        elif "texts" in names:
+            prompts, completions = given["texts"]
+        else:
+            prompts = given["prompts"] if "prompts" in given else given["x"]
+            completions = next(given[n] for n in ("completions", "y", "x") if n in given)
+        assert first_words(prompts, completions) == SEEN
+        assert given.get("summary", SEEN) == SEEN
+        return [1.0] * len(completions)
+
+    namespace["seen"] = seen
+    stack = RewardStack([NamedReward("r", namespace["reward"], (0, 1))])
+    assert stack(PROMPTS, COMPLETIONS, {"summary": SEEN}).raw.tolist() == [[1.0]] * 4
+
+
+def test_a_method_with_its_texts_swapped():
+    reward = Swapped()
+    make(r=reward)(PROMPTS, COMPLETIONS)
+    assert reward.seen == SEEN

@@ -97,8 +97,9 @@ def test_bad_stacks():
         make(x=NoScores())
     with pytest.raises(ValueError, match=r"reward 'x' is 3 \(int\)"):
         make(x=3)
-    with pytest.raises(ValueError, match=r"signature \(completions, \*\*columns\)"):
-        make(x=lambda completions, **columns: [])
+    for refused in (lambda texts, **columns: [], lambda texts, prompts: [], lambda prompts: []):
+        with pytest.raises(ValueError, match=r"has the signature \("):
+            make(x=refused)
 
 
 def test_device_scores_under_jit_and_a_transfer_guard():

@@ -1,18 +1,33 @@
-"""Data read in parts, side by side: any number of readers gets the same batches."""
+"""A Task made elsewhere, read in parts: any number of readers gets the same batches."""
 
 import numpy as np
 import pytest
-from test_tasks import config, records, write
+import seqio
+import tensorflow as tf
+from clu.data import dataset_iterator
+from test_tasks import config
 
-from clp_jax.data import batches as batches_lib
-from clp_jax.data import tasks
+from clp_jax.data import streams, tasks
 from clp_jax.data.batches import Batches
+
+TEXTS = [f"the mayor sold {i} boats" for i in range(70)]
 
 
 @pytest.fixture(scope="module")
-def name(tmp_path_factory):
-    path = tmp_path_factory.mktemp("data") / "a.jsonl"
-    return tasks.jsonl(tasks.briefs_vocabulary(), write(path, records(70)), name="shards")
+def name():
+    def dataset(split, shuffle_files=False, seed=None):
+        return tf.data.Dataset.from_tensor_slices({"inputs": TEXTS, "targets": TEXTS})
+
+    seqio.TaskRegistry.add(
+        "shards",
+        seqio.FunctionDataSource(dataset, splits=["train"]),
+        preprocessors=[seqio.preprocessors.tokenize, seqio.preprocessors.append_eos],
+        output_features=dict.fromkeys(
+            ("inputs", "targets"), seqio.Feature(tasks.briefs_vocabulary())
+        ),
+    )
+    yield "shards"
+    seqio.TaskRegistry.remove("shards")
 
 
 def readers(name, count, shards):
@@ -37,9 +52,9 @@ def test_without_a_number_there_is_a_part_for_each_reader(name):
 
 def test_readers_have_nothing_in_common_and_miss_nothing(name):
     first, second = readers(name, 2, None)
-    seen = [{d for row in documents([reader], 40) for d in row} for reader in (first, second)]
+    seen = [{d for row in documents([reader], 120) for d in row} for reader in (first, second)]
     assert not seen[0] & seen[1]
-    assert seen[0] | seen[1] == {row["document"] for row in tasks.columns(name, "train")}
+    assert seen[0] | seen[1] == set(TEXTS)
 
 
 @pytest.mark.parametrize("after", [1, 4])
@@ -49,7 +64,7 @@ def test_a_position_is_gone_on_from_by_another_number_of_readers(name, after):
     position = {}
     for reader in before:
         position |= reader.position()
-    assert batches_lib.shard_count(position) == 4
+    assert streams.shard_count(position) == 4
     # The number of parts is the position's, whatever the settings say.
     resumed = readers(name, after, None)
     for reader in resumed:
@@ -71,3 +86,12 @@ def test_parts_make_equal_shares_of_a_batch(name):
         config(name, batch_size=8, num_shards=3)
     parts = readers(name, 2, 2)
     assert [np.shape(next(part).prompts) for part in parts] == [(4, 16), (4, 16)]
+
+
+def test_no_thread_tunes_a_data_set(name, monkeypatch):
+    opened = []
+    monkeypatch.setattr(
+        dataset_iterator, "TfDatasetIterator", lambda dataset, **_: opened.append(dataset)
+    )
+    Batches(config(name), repeat=True)
+    assert [dataset.options().autotune.enabled for dataset in opened] == [False]
