@@ -20,7 +20,7 @@ def main(argv: Sequence[str]) -> None:
         run = command_line.saved_run(flags.model_dir)
         run = command_line.with_evaluation(run, flags.grid_points, flags.num_examples, flags.mixing)
         from clp_jax.evaluation import grids, report, sweep
-        from clp_jax.runs import restoring
+        from clp_jax.runs import restoring, training
 
         policy, step = restoring.restore_policy(run, flags.step, flags.mixing)
         weightings = grids.grid(run, flags.kl_weight)
@@ -29,7 +29,8 @@ def main(argv: Sequence[str]) -> None:
     name = "-".join(filter(None, (str(step), flags.mixing, "custom" if custom else None)))
     folder = pathlib.Path(flags.output or pathlib.Path(flags.model_dir, "evaluation", name))
     what = f"step {step}, {flags.mixing or run.evaluation.mixing}"
-    report.write(sweep.sweep(policy, run, weightings, folder, what), folder)
+    with training.closing_rewards(run):
+        report.write(sweep.sweep(policy, run, weightings, folder, what), folder)
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -2,6 +2,7 @@
 
 import contextlib
 import pathlib
+from collections.abc import Iterator
 from typing import Any
 
 from clp_jax.algorithm.train_step import TrainState
@@ -119,7 +120,7 @@ def train(run: Run) -> None:
     """
     say(describe.resolved_run(run, states.state_shapes(run)))
     place = states.placement(run)
-    with Preemption() as preemption:
+    with Preemption() as preemption, closing_rewards(run):
         reference = load_reference(run, place, preemption)
         if not run.model.rewarded_soup:
             _train(run, reference, place, preemption, evaluate=True)
@@ -134,6 +135,16 @@ def train(run: Run) -> None:
             result = sweep.sweep(policy, run, folder=folder, name=name, stop=preemption)
             if hosts.is_main():
                 report.write(result, folder)
+
+
+@contextlib.contextmanager
+def closing_rewards(run: Run) -> Iterator[None]:
+    """Ends the processes of a run's rewards, which Python may trip over if they end with it."""
+    try:
+        yield
+    finally:
+        for rewards in filter(None, (run.model.rewards, run.evaluation.rewards)):
+            rewards.close()
 
 
 def _train(

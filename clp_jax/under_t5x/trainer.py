@@ -113,6 +113,7 @@ class T5XTrainer(t5x_trainer.BaseTrainer):
         super().close()
         self._log.close()
         self._preemption.close()
+        self._model.run.model.rewards.close()
 
     @property
     def _partitioned_train_step(self):

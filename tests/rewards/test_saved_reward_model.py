@@ -1,39 +1,24 @@
 """Reward models on disk, in a run's stack, and as a command that scores files."""
 
-import functools
 import json
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 import smoke
+from reward_models import CONFIG, HEADS, random_reward_model
 
 from clp_jax.data import tasks
 from clp_jax.data.briefs import corpus
 from clp_jax.models import hf_checkpoints
-from clp_jax.models.t5 import T5Config, Transformer
 from clp_jax.rewards import saved, scoring
 from clp_jax.rewards.heads import NLIHead, PreferenceHead
-from clp_jax.rewards.model import InputTemplate, RewardModel
+from clp_jax.rewards.model import InputTemplate
 from clp_jax.rewards.rouge import RougeLsum
 from clp_jax.runs import training
 
-CONFIG = T5Config(256, "float32", 16, 2, 1, 1, 8, 32, ("gelu", "linear"), dropout_rate=0.0)
-HEADS = {"nli": NLIHead(("entailment", "other"), (5, 9)), "preference": PreferenceHead(3)}
 RECORDS = corpus.generate("validation", 5)
 DOCUMENTS, SUMMARIES = ([r[key] for r in RECORDS] for key in ("document", "summary"))
-
-
-def random_reward_model(folder, kind):
-    """Writes one; returns its MODEL_DIR and its parameters."""
-    module, vocabulary = Transformer(CONFIG), tasks.briefs_vocabulary()
-    tokens = jnp.ones([1, 4], jnp.int32)
-    init = jax.jit(functools.partial(module.init, enable_dropout=False))
-    params = init(jax.random.key(0), tokens, tokens, tokens)["params"]
-    model = RewardModel(module, InputTemplate((7, 8), (9,), 80, 1), HEADS[kind])
-    saved.save(folder / saved.FOLDER, model, params, vocabulary, {"accuracy": 0.5})
-    return folder, params
 
 
 @pytest.fixture(scope="module")

@@ -105,7 +105,7 @@ def test_a_plain_t5x_checkpoint_is_read_once(tmp_path, theirs, reference):
 
 
 def test_learned_rewards_on_several_devices(tmp_path, reference):
-    from test_saved_reward_model import HEADS, random_reward_model
+    from reward_models import HEADS, random_reward_model
 
     folders = {kind: random_reward_model(tmp_path / kind, kind)[0] for kind in HEADS}
     bindings = (
