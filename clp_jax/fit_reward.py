@@ -44,7 +44,8 @@ def main(argv: Sequence[str]) -> None:
             say(fitting.describe(run))
             return
         command_line.claim_model_dir(run.model_dir, ("NLI_MODEL_DIR", "TLDR_MODEL_DIR"))
-    fitting.fit(run)
+    with command_line.errors("clp_jax.fit_reward", *command_line.RUN_ERRORS):
+        fitting.fit(run)
 
 
 if __name__ == "__main__":

@@ -22,7 +22,6 @@ def main(argv: Sequence[str]) -> None:
         if run.sft.steps < 1:
             raise ValueError(f"SFT_STEPS={run.sft.steps} leaves nothing to do")
         from clp_jax.machine.preemption import Preemption
-        from clp_jax.reporting.errors import RewardError
         from clp_jax.runs import restoring, states, supervised, training
 
         training.check(run)
@@ -30,7 +29,8 @@ def main(argv: Sequence[str]) -> None:
     if restoring.has_reference(run):
         print(f"{run.model_dir} has its reference already", file=sys.stderr)
     else:
-        with command_line.errors("clp_jax.sft", RewardError), Preemption() as preemption:
+        run_errors = command_line.errors("clp_jax.sft", *command_line.RUN_ERRORS)
+        with run_errors, Preemption() as preemption:
             supervised.finetune(run, states.placement(run), preemption)
 
 

@@ -63,8 +63,9 @@ def main(argv: Sequence[str]) -> None:
             return
         check(lambda: command_line.claim_model_dir(run.model_dir, write=hosts.is_main()))
         check(lambda: training.check_checkpoint(run))
-    # From here on only a reward's failure is the user's to mend; all else shows its traceback.
-    with command_line.errors("clp_jax.train", RewardError), hosts.ending_together("clp_jax.train"):
+    # From here on only these are the user's to mend; all else shows its traceback.
+    run_errors = command_line.errors("clp_jax.train", *command_line.RUN_ERRORS)
+    with run_errors, hosts.ending_together("clp_jax.train"):
         training.train(run)
 
 

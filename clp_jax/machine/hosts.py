@@ -18,7 +18,7 @@ from flax import serialization
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from clp_jax.reporting.errors import RETRY, Preempted, RewardError, divisors, listed
+from clp_jax.reporting.errors import RETRY, Diverged, Preempted, RewardError, divisors, listed
 from clp_jax.reporting.metrics_log import say
 
 T = TypeVar("T")
@@ -95,11 +95,11 @@ def ending_together(program: str) -> Iterator[None]:
     The exit status is `errors.RETRY` in the former case, and 1 in the latter.
 
     Raises:
-      RewardError, Preempted: all processes end with these together.
+      RewardError, Diverged, Preempted: all processes end with these together.
     """
     try:
         yield
-    except (RewardError, Preempted):
+    except (RewardError, Diverged, Preempted):
         raise
     except Exception as error:
         if jax.process_count() == 1:

@@ -3,6 +3,7 @@
 import contextlib
 import difflib
 import fcntl
+import functools
 import os
 import pathlib
 import shutil
@@ -11,13 +12,15 @@ from types import ModuleType
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
 from clp_jax.models import hf_checkpoints, t5x_checkpoints
 from clp_jax.models.config import T5Config
 from clp_jax.models.partitioning import put
-from clp_jax.reporting.errors import naming
+from clp_jax.reporting.errors import Diverged, naming
 
 Params = Any
 
@@ -113,17 +116,35 @@ def load_params(
     Raises:
       ValueError: no checkpoint there, one that is damaged, or one of another model; names file,
         leaf and what was expected.
+      Diverged: it has values that are not finite.
     """
     check_params(path, expected, config)
+    template = restore_template(expected)
     if (foreign := _foreign_format(path)) is not None:
-        return jax.tree.map(
-            lambda x, where: put(x, where.sharding),
-            foreign.load(str(path), expected),
-            restore_template(expected),
+        loaded = foreign.load(str(path), expected)
+        params = jax.tree.map(lambda x, where: put(x, where.sharding), loaded, template)
+    else:
+        folder = _own_folder(path)
+        with naming(str(folder)), ocp.StandardCheckpointer() as checkpointer:
+            params = checkpointer.restore(folder, template)
+    check_finite(params, str(path))
+    return params
+
+
+def check_finite(params: Params, source: str) -> None:
+    """Raises Diverged, naming the leaves, if a parameter has values that are NaN or infinite."""
+    paths, leaves = zip(*jax.tree_util.tree_leaves_with_path(params), strict=True)
+    if jax.default_backend() == "cpu" and jax.process_count() == 1:  # nothing is copied or compiled
+        flags = [np.isfinite(np.asarray(leaf)).all() for leaf in leaves]
+    else:
+        flags = jax.jit(lambda xs: [jnp.isfinite(x).all() for x in xs])(leaves)
+    shown = functools.partial(jax.tree_util.keystr, simple=True, separator="/")
+    if wrong := [shown(path) for path, flag in zip(paths, flags, strict=True) if not flag]:
+        others = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
+        raise Diverged(
+            f"{source} has values that are NaN or infinite in {', '.join(wrong[:3])}{others}: the "
+            "training that it is of diverged, or the file is damaged"
         )
-    folder = _own_folder(path)
-    with naming(str(folder)), ocp.StandardCheckpointer() as checkpointer:
-        return checkpointer.restore(folder, restore_template(expected))
 
 
 def restore_template(tree: Any) -> Any:

@@ -17,6 +17,10 @@ class RewardError(RuntimeError):
     """A reward failed, or returned something that is not one finite score per completion."""
 
 
+class Diverged(ValueError):
+    """A parameter, or a loss, gradient, KL or other metric of training, is NaN or infinite."""
+
+
 class RunFailed(Exception):
     """A run of a reproduction stopped with an error; its log says why."""
 

@@ -1,6 +1,7 @@
 """What a run leaves to look at: TensorBoard, JSONL logs and lines on the console."""
 
 import json
+import math
 import pathlib
 import sys
 import time
@@ -54,7 +55,9 @@ class MetricsLog(Log):
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
         """Writes scalars; names are paths such as 'rewards/rouge'."""
         self._tensorboard.write_scalars(step, dict(values))
-        self._metrics.write(json.dumps({"step": step, **values}) + "\n")
+        # JSON has no NaN.
+        finite = {name: value if math.isfinite(value) else None for name, value in values.items()}
+        self._metrics.write(json.dumps({"step": step, **finite}, allow_nan=False) + "\n")
         self._metrics.flush()
 
     def samples(self, step: int, rows: Sequence[Mapping[str, Any]]) -> None:

@@ -1,5 +1,6 @@
 """The loop around a training step: progress, metrics, checkpoints. All input and output is here."""
 
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
@@ -7,7 +8,7 @@ from typing import Any, Protocol
 import jax
 
 from clp_jax.data.batches import Batch, Batches
-from clp_jax.reporting.errors import Preempted, RewardError
+from clp_jax.reporting.errors import Diverged, Preempted, RewardError
 from clp_jax.reporting.metrics_log import Log, Progress, Window, say
 from clp_jax.runs.run_checkpoints import RunCheckpoints
 
@@ -70,6 +71,7 @@ def train(
 
     Raises:
       RewardError: a reward failed in a step or an evaluation; all steps before it are saved first.
+      Diverged: a metric of a step is NaN or infinite; nothing of it, or after it, is saved.
       Preempted: `stop` said so, here or in an evaluation; all steps are saved first.
     """
     reports = Reports(step_fn, Progress(what, first_step, total_steps), log, watch)
@@ -123,12 +125,16 @@ class Reports:
         self._step_fn, self._log, self._watch = step_fn, log, watch
         self._window, self._started = Window(), False
         # Of the step before, fetched once the next one is dispatched.
-        self._pending: Metrics | None = None
+        self._pending: tuple[int, Metrics] | None = None
 
     def add(self, done: int, metrics: Metrics) -> None:
-        """Takes the metrics of a step that was just dispatched, and fetches those before it."""
+        """Takes the metrics of a step that was just dispatched, and fetches those before it.
+
+        Raises:
+          Diverged: one of those before it is not finite; so does `write`, of any.
+        """
         self._fetch()
-        self._pending = metrics
+        self._pending = done, metrics
         if not self._started:
             jax.block_until_ready(metrics)
             self.progress.started(done)
@@ -153,9 +159,18 @@ class Reports:
         return means
 
     def _fetch(self) -> None:
-        if self._pending is not None:
-            self._window.add(jax.device_get(self._pending))
+        if self._pending is None:
+            return
+        done, metrics = self._pending[0], jax.device_get(self._pending[1])
         self._pending = None
+        # A reward may say of itself what it wants.
+        ours = {name: v for name, v in metrics.items() if not name.startswith("rewards_own/")}
+        if wrong := [f"{name} is {v}" for name, v in ours.items() if not math.isfinite(v)]:
+            raise Diverged(
+                f"step {done}: {', '.join(wrong)}. The checkpoints before it stay. What may help "
+                "is a lower learning rate, in another MODEL_DIR"
+            )
+        self._window.add(metrics)
 
 
 class _Saved:

@@ -114,7 +114,9 @@ def restore_policy(
 
 def _restore_state(run: Run, step: int | None = None, place: Placement | None = None) -> TrainState:
     with contextlib.closing(RunCheckpoints(checkpoint_folder(run.model_dir))) as saved:
-        return saved.restore(states.state_shapes(run, place), step)
+        state = saved.restore(states.state_shapes(run, place), step)
+    checkpoints.check_finite(state.params, f"{checkpoint_folder(run.model_dir)}/{int(state.step)}")
+    return state
 
 
 def restore_reference(run: Run, place: Placement | None = None) -> Params:

@@ -1,5 +1,6 @@
 """Supervised finetuning: maximum likelihood on the reference summaries, which makes θ_ref."""
 
+import contextlib
 import dataclasses
 import functools
 import pathlib
@@ -60,21 +61,20 @@ def finetune(run: Run, place: Placement, stop: loop.Stop | None = None) -> Param
     else:
         state = step.first_state()
     log = metrics_log.opened(folder / "sft", first_step)
-    state = loop.train(
-        step,
-        state,
-        batches,
-        what="sft",
-        first_step=first_step,
-        total_steps=run.sft.steps,
-        stats_period=run.stats_period,
-        save_period=run.checkpoint_cfg.save.period,
-        log=log,
-        checkpoints=saved,
-        stop=stop,
-    )
-    log.close()
-    saved.close()
+    with contextlib.closing(log), contextlib.closing(saved):
+        state = loop.train(
+            step,
+            state,
+            batches,
+            what="sft",
+            first_step=first_step,
+            total_steps=run.sft.steps,
+            stats_period=run.stats_period,
+            save_period=run.checkpoint_cfg.save.period,
+            log=log,
+            checkpoints=saved,
+            stop=stop,
+        )
     checkpoints.save_params(folder / checkpoints.REFERENCE, state["params"])
     return state["params"]
 
@@ -167,7 +167,7 @@ def supervised_step(
       step: [] int32.
 
     Returns:
-      (state, {"loss/cross_entropy", "accuracy"}) per token.
+      (state, {"loss/cross_entropy", "accuracy"}, per token, and "gradient/norm").
     """
     mask = (references > 0).astype(jnp.float32)
     key = jax.random.fold_in(jax.random.key(seed), step)
@@ -185,5 +185,6 @@ def supervised_step(
     (loss, accuracy), grads = jax.value_and_grad(loss_fn, has_aux=True)(state["params"])
     updates, optimizer_state = optimizer.update(grads, state["optimizer"], state["params"])
     params = optax.apply_updates(state["params"], updates)
-    metrics = {"loss/cross_entropy": loss, "accuracy": accuracy}
+    norm = optax.tree.norm(grads)
+    metrics = {"loss/cross_entropy": loss, "accuracy": accuracy, "gradient/norm": norm}
     return {"params": params, "optimizer": optimizer_state}, metrics

@@ -10,13 +10,15 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 
 from clp_jax.machine import accelerators
 from clp_jax.reporting import console
-from clp_jax.reporting.errors import RETRY, ConfigError, Preempted, RewardError
+from clp_jax.reporting.errors import RETRY, ConfigError, Diverged, Preempted, RewardError
 from clp_jax.settings import gin_config
 
 CONFIG = "config.gin"
 OPERATIVE_CONFIG = "operative_config.gin"
 # What settings and files that are wrong raise.
 SETTINGS_ERRORS = (ValueError, OSError, ImportError)
+# What a run may end with that trying again would not mend.
+RUN_ERRORS = (RewardError, Diverged)
 
 
 @contextlib.contextmanager
@@ -30,7 +32,7 @@ def errors(program: str, *kinds: type[Exception]) -> Iterator[None]:
       *kinds: of errors; by default those that settings, files and rewards give.
     """
     accelerators.look_for_none_in_vain()
-    caught = kinds or (*SETTINGS_ERRORS, RewardError)
+    caught = kinds or (*SETTINGS_ERRORS, *RUN_ERRORS)
     try:
         yield
     except Preempted as stopped:
