@@ -31,10 +31,29 @@ class Weighting:
     reward_weights: jax.Array
 
     @classmethod
-    def of(cls, kl_weight: float, reward_weights: Sequence[float] | np.ndarray) -> "Weighting":
-        """One weighting from numbers on the host, as float32 on the device."""
-        host = (np.float32(kl_weight), np.asarray(reward_weights, np.float32))
-        return cls(*jax.device_put(host))
+    def of(
+        cls, kl_weight: float | Sequence[float] | np.ndarray, reward_weights: Sequence | np.ndarray
+    ) -> "Weighting":
+        """Weightings from numbers on the host, as float32 on the device.
+
+        Args:
+          kl_weight: α, one number or [k].
+          reward_weights: w, [m], or [k, m] for a batch of them.
+
+        Raises:
+          ValueError: a w off the simplex, an α outside of [0, 1], or other shapes than these.
+        """
+        alphas, weights = np.asarray(kl_weight, np.float32), np.asarray(reward_weights, np.float32)
+        if weights.ndim not in (1, 2) or alphas.shape not in ((), weights.shape[:-1]):
+            raise ValueError(
+                f"kl_weight of shape {alphas.shape} and reward_weights of shape {weights.shape}; "
+                "valid are () and (m,), or () or (k,) and (k, m)"
+            )
+        for w in np.atleast_2d(weights).tolist():
+            check_reward_weights(w, len(w))
+        for alpha in alphas.ravel().tolist():
+            check_kl_weight(alpha)
+        return cls(*jax.device_put((np.broadcast_to(alphas, weights.shape[:-1]), weights)))
 
     def __getitem__(self, index) -> "Weighting":
         return Weighting(self.kl_weight[index], self.reward_weights[index])
@@ -79,7 +98,7 @@ def check_kl_weight(
       ValueError: otherwise (NaN included).
     """
     value = float(kl_weight)
-    if not kl_weight_min <= value <= 1:
+    if not kl_weight_min * (1 - 1e-6) <= value <= 1:  # which float32 may round down
         raise ValueError(f"{source}={value:g} is outside [{kl_weight_min:g}, 1]")
     return value
 
@@ -293,6 +312,33 @@ def check_kl_sampler(sampler: Sampler, kl_mix: KLMix) -> None:
         case MixtureSampler():
             for part in sampler.samplers:
                 check_kl_sampler(part, kl_mix)
+
+
+def check_draws(
+    kl_weight: Sampler, reward_weights: Sampler, kl_mix: KLMix, num_objectives: int
+) -> None:
+    """Raises ValueError unless 256 draws of samplers are weightings; of those of one's own.
+
+    Args:
+      kl_weight: draws α.
+      reward_weights: draws w.
+      kl_mix: says α_min.
+      num_objectives: m.
+    """
+    of_ours = {type(sampler).__module__ for sampler in (kl_weight, reward_weights)} == {__name__}
+    if of_ours and MixtureSampler not in (type(kl_weight), type(reward_weights)):
+        return
+    drawn = jax.device_get(sample_weightings(jax.random.key(0), kl_weight, reward_weights, 256))
+    alphas, weights = np.asarray(drawn.kl_weight), np.asarray(drawn.reward_weights)
+    for name, shape, valid in (
+        ("KL_WEIGHT_SAMPLER", alphas.shape[1:], ()),
+        ("REWARD_WEIGHTS_SAMPLER", weights.shape[1:], (num_objectives,)),
+    ):
+        if shape != valid:
+            raise ValueError(f"{name} draws arrays of shape {shape}; valid is {valid}")
+    for alpha, w in zip(alphas, weights, strict=True):
+        check_kl_weight(alpha, kl_mix.kl_weight_min, "a draw of KL_WEIGHT_SAMPLER")
+        check_reward_weights(w, num_objectives, "a draw of REWARD_WEIGHTS_SAMPLER")
 
 
 def sample_weightings(

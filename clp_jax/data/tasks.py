@@ -16,6 +16,7 @@ import seqio
 import tensorflow as tf
 
 from clp_jax.data.briefs import corpus
+from clp_jax.data.text import check_text
 from clp_jax.reporting.errors import unknown_name
 
 Record = Mapping[str, Any]
@@ -329,6 +330,7 @@ def parse_line(line: str | bytes, fields: Mapping[str, str], where: str) -> Reco
             raise ValueError(f"{where}: field {field!r} is {row[field]!r}, expected a string")
         if not row[field].strip():
             raise ValueError(f"{where}: field {field!r} is blank")
+    check_text(row, where)
     return row | {name: row[field] for name, field in fields.items()}
 
 

@@ -18,6 +18,7 @@ from pathlib import Path
 import sentencepiece
 
 from clp_jax.data.briefs import corpus
+from clp_jax.data.text import check_text
 
 # T5's ids; there is no beginning-of-sequence id.
 PAD_ID, EOS_ID, UNK_ID = 0, 1, 2
@@ -180,6 +181,7 @@ def _texts_of(line: bytes, fields: Sequence[str], where: str) -> Iterator[str]:
         raise ValueError(f"{where}: not valid JSON: {error}") from error
     if not isinstance(record, dict):
         raise ValueError(f"{where}: expected a JSON object, got {type(record).__name__}")
+    check_text(record, where)
     for field in fields:
         if not isinstance(record.get(field), str):
             found = ", ".join(sorted(key for key in record if isinstance(record[key], str)))

@@ -15,7 +15,7 @@ from clp_jax.algorithm import train_step as clp_step
 from clp_jax.algorithm.conditioning import CLPParams, condition
 from clp_jax.algorithm.rollout import Rollout
 from clp_jax.algorithm.train_step import CLP
-from clp_jax.algorithm.weighting import Weighting
+from clp_jax.algorithm.weighting import Weighting, check_kl_weight
 from clp_jax.models import partitioning
 from clp_jax.models.partitioning import Placement
 from clp_jax.models.sampling import sample_mixture
@@ -89,6 +89,8 @@ class MixingPolicy:
 
     def _mixed(self, weighting: Weighting) -> Params:
         """θ^{α,w}."""
+        lowest = self._clp.kl_mix.kl_weight_min
+        check_kl_weight(jax.device_get(weighting.kl_weight), lowest)
         placed = partitioning.put(weighting, self.placement.replicated)
         return self._mix(self.params, self._reference, placed)
 

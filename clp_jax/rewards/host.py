@@ -61,13 +61,20 @@ def check_scores(name: str, scores: Any, count: int) -> np.ndarray:
 
 def _materialised(scores: Any) -> Any:
     """Arrays of any library as numpy arrays, iterators as lists, the rest as it is."""
+    scores = _detached(scores)
     if hasattr(scores, "__array__"):
         return np.asarray(scores)
     return list(scores) if isinstance(scores, Iterator) else scores
 
 
+def _detached(value: Any) -> Any:
+    """A tensor of torch, or a number of one, without what it is differentiated by."""
+    return value.detach() if hasattr(value, "detach") else value
+
+
 def _number(name: str, value: Any, index: int, count: int) -> float:
     """`value` as a float, or an error that says where it stood."""
+    value = _detached(value)
     try:
         # float() would also read text, drop the axes of a one-element array and imaginary parts.
         text = isinstance(value, str | bytes | bytearray)
@@ -76,7 +83,7 @@ def _number(name: str, value: Any, index: int, count: int) -> float:
         return float(value)
     except OverflowError:  # an int or fraction beyond float64
         return np.inf
-    except (TypeError, ValueError):
+    except Exception:  # of whatever library it is
         raise RewardError(
             f"reward {name!r} returned {_shown(value)} for completion {index} of {count}; "
             "expected a finite number"

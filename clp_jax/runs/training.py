@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from clp_jax.algorithm.train_step import TrainState
+from clp_jax.algorithm.weighting import check_draws
 from clp_jax.data import batches as batches_lib
 from clp_jax.data import tasks
 from clp_jax.evaluation import report, sweep
@@ -30,8 +31,8 @@ def check(run: Run) -> None:
     """Raises ValueError for whatever would stop the run, before anything is compiled.
 
     Checked: the devices can share the networks and the batches, the Tasks exist and are large
-    enough, the rewards find their columns and return scores, S matches parameters, and the
-    reference policy has somewhere to come from and fits the model.
+    enough, the rewards find their columns and return scores, what draws weightings draws such, S
+    matches parameters, and the reference policy has somewhere to come from and fits the model.
 
     Raises:
       RewardError: a reward failed on two references taken as completions.
@@ -48,6 +49,9 @@ def check(run: Run) -> None:
         for rewards in stacks:
             _check_records(run, config, rewards)
             rewards.check_policy(prefix, run.max_decode_length)
+    model = run.model
+    samplers = (model.kl_weight_sampler, model.reward_weights_sampler)
+    check_draws(*samplers, model.kl_mix, model.num_objectives)
     states.state_shapes(run)
     path = run.model_dir if restoring.has_reference(run) else run.checkpoint_cfg.restore.path
     if path:

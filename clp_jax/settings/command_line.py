@@ -3,6 +3,7 @@
 import argparse
 import contextlib
 import dataclasses
+import os
 import pathlib
 import sys
 import traceback
@@ -65,6 +66,9 @@ def parser(program: str, description: str | None) -> argparse.ArgumentParser:
 def parse(parser: argparse.ArgumentParser, argv: Sequence[str]) -> argparse.Namespace:
     """The flags; the libraries are quiet from here on, but with --verbose."""
     flags = parser.parse_args(argv)
+    for name, value in vars(flags).items():  # the shell leaves --flag=~/file as it is
+        if isinstance(value, str) and value.startswith("~"):
+            setattr(flags, name, os.path.expanduser(value))
     if not flags.verbose:
         console.quiet()
     return flags

@@ -249,12 +249,20 @@ class CLPModel:
 
     def _check_soup(self) -> None:
         """Raises ValueError for what Rewarded Soups cannot be combined with."""
-        fixed = isinstance(self.kl_weight_sampler, weighting_lib.FixedKLWeight)
+        sampler = self.kl_weight_sampler
+        fixed = isinstance(sampler, weighting_lib.FixedKLWeight)
+        mixed_in = float(self.kl_mix(sampler.kl_weight)) if fixed else 0.0  # type: ignore
         for wrong, setting, valid in (
             (self.subset != full(), "SUBSET", "@subset.full(): whole policies are mixed"),
             (self.condition_prompt, "CONDITION_PROMPT", "False: each expert has one weighting"),
             (not fixed, "KL_WEIGHT_SAMPLER", "@weighting.FixedKLWeight()"),
             (self.num_objectives < 2, "REWARDS", "two or more"),
+            (
+                mixed_in > 1e-6,
+                "KL_WEIGHT_SAMPLER and KL_MIX",
+                "such that none of the reference is mixed in, as the experts are trained without: "
+                f"f_mix is {mixed_in:g} at that α; KL_WEIGHT_MIN sets both",
+            ),
         ):
             if wrong:
                 raise ValueError(f"with REWARDED_SOUP=True, {setting} must be {valid}")
@@ -336,6 +344,10 @@ class Run:
         for name, least in (("total_steps", 1), ("eval_period", 0), ("stats_period", 1)):
             check_whole_number(name, getattr(self, name), least)
         check_whole_number("random_seed", self.random_seed, 0)
+        if self.random_seed >= 2**31:
+            raise ValueError(f"RANDOM_SEED={self.random_seed} must be below 2**31")
+        if self.model_dir.startswith("~"):  # gin, under t5x, reads it as it is
+            raise ValueError(f"MODEL_DIR={self.model_dir!r}: write the home directory out")
         check_whole_number("NUM_PARTITIONS", self.num_partitions, 1)
         if "://" in self.model_dir:
             raise ValueError(

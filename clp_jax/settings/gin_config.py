@@ -135,6 +135,10 @@ def load(gin_files: Sequence[str], bindings: Sequence[str] = (), search_paths: s
             with _main_train():
                 gin.parse_config([_DYNAMIC_REGISTRATION, *imports, f"{name} = {value}"])
     check_macros()
+    for binding in gin_internals._CONFIG.values():
+        for name, value in binding.items():
+            if isinstance(value, str) and value.startswith("~"):
+                binding[name] = os.path.expanduser(value)
 
 
 def configured_run() -> "Run":

@@ -164,3 +164,78 @@ def test_which_sampler_of_a_mixture_says_nothing_of_its_draw():
     for low in (0, 2):
         of_one = draws[(draws >= low) & (draws < low + 1)] - low
         assert stats.kstest(of_one, "uniform").pvalue > 1e-3
+
+
+@pytest.mark.parametrize(
+    ("alpha", "weights", "message"),
+    [
+        (0.1, (0.9, 0.9), "reward_weights=0.9,0.9 sums to 1.8; reward weights must sum to 1"),
+        (0.1, (1.5, -0.5), "negative weight"),
+        (0.1, (float("nan"), 1), "not finite"),
+        (-0.1, (0.5, 0.5), r"kl_weight=-0.1 is outside \[0, 1\]"),
+        (1.5, (0.5, 0.5), r"kl_weight=1.5 is outside \[0, 1\]"),
+        (float("nan"), (0.5, 0.5), "kl_weight=nan is outside"),
+        ([0.1, 0.2], [(1, 0), (0.4, 0.4)], "sums to 0.8"),
+        ([0.1, 1.2], [(1, 0), (0, 1)], "kl_weight=1.2"),
+        ([0.1, 0.2], (0.5, 0.5), r"shape \(2,\) and reward_weights of shape \(2,\); valid are"),
+        ([0.1], [(1, 0), (0, 1)], r"shape \(1,\) and reward_weights of shape \(2, 2\)"),
+        (0.1, 1.0, r"shape \(\) and reward_weights of shape \(\)"),
+        (0.1, [[[1.0]]], r"shape \(1, 1, 1\)"),
+    ],
+)
+def test_numbers_that_are_no_weighting(alpha, weights, message):
+    with pytest.raises(ValueError, match=message):
+        w.Weighting.of(alpha, weights)
+
+
+def test_a_batch_of_weightings():
+    batch = w.Weighting.of(0.25, [(1, 0), (0.5, 0.5), (0, 1)])
+    assert batch.kl_weight.tolist() == [0.25] * 3
+    assert batch.reward_weights.tolist() == [[1, 0], [0.5, 0.5], [0, 1]]
+    each = w.Weighting.of([0.25, 0.5], [(1, 0), (0, 1)])
+    assert each.kl_weight.tolist() == [0.25, 0.5]
+    one = w.Weighting.of(0.01, (0.3, 0.7))  # float32 rounds down what is α_min
+    assert (one.kl_weight.shape, one.reward_weights.shape) == ((), (2,))
+    assert w.check_kl_weight(float(one.kl_weight), 0.01) == float(np.float32(0.01))
+    with pytest.raises(ValueError, match="outside"):
+        w.check_kl_weight(0.00999, 0.01)
+
+
+def drawn(function):
+    return lambda key: jnp.asarray(function(jax.random.uniform(key)))
+
+
+GOOD_ALPHA, GOOD_W = drawn(lambda u: 0.01 + 0.99 * u), drawn(lambda u: jnp.stack([u, 1 - u]))
+
+
+@pytest.mark.parametrize(
+    ("alpha", "weights", "message"),
+    [
+        (drawn(lambda u: 0.2 * u), GOOD_W, r"a draw of KL_WEIGHT_SAMPLER=.*\[0.01, 1\]"),
+        (drawn(lambda u: 2 * u + 0.01), GOOD_W, "a draw of KL_WEIGHT_SAMPLER="),
+        (drawn(lambda u: u[None] + 0.1), GOOD_W, r"draws arrays of shape \(1,\); valid is \(\)"),
+        (GOOD_ALPHA, drawn(lambda u: jnp.stack([u, u])), "a draw of REWARD_WEIGHTS_SAMPLER=.*sums"),
+        (GOOD_ALPHA, drawn(lambda u: jnp.stack([1 + u, -u])), "negative"),
+        (
+            GOOD_ALPHA,
+            drawn(lambda u: jnp.ones(1)),
+            r"of shape \(1,\); valid is \(2,\)",
+        ),
+        (w.FixedKLWeight(0.01), drawn(lambda u: jnp.stack([u, u])), "sums"),
+        (
+            w.MixtureSampler((drawn(lambda u: 2 * u + 0.01),) * 2, (0.5, 0.5)),
+            GOOD_W,
+            "KL_WEIGHT_SA",
+        ),
+    ],
+)
+def test_samplers_of_ones_own_are_checked_by_their_draws(alpha, weights, message):
+    with pytest.raises(ValueError, match=message):
+        w.check_draws(alpha, weights, w.SoftmaxKLMix(0.01), 2)
+
+
+def test_good_samplers_pass():
+    mix = w.SoftmaxKLMix(0.01)
+    w.check_draws(GOOD_ALPHA, GOOD_W, mix, 2)
+    w.check_draws(w.InverseCDFKLWeight(mix), w.DirichletRewardWeights(0.3, 2), mix, 2)
+    w.check_draws(w.FixedKLWeight(0.01), GOOD_W, mix, 2)

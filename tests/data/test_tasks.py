@@ -267,3 +267,16 @@ def test_jsonl_gin_file(tmp_path):
         files=["gin/clp_attn.gin", "gin/jsonl.gin"],
     )
     assert next(Batches(run.train_dataset_cfg, repeat=True)).prompts.shape == (32, 512)
+
+
+@pytest.mark.parametrize("field", ["document", "summary", "note"])
+def test_half_a_surrogate_pair_is_named_with_its_line(tmp_path, vocabulary, field):
+    rows = [*records(3), {"document": "a boat", "summary": "boat"} | {field: "news \ud83d today"}]
+    path = write(tmp_path / "a.jsonl", rows)  # json writes it as an escape
+    message = rf"a\.jsonl:4: field '{field}' has the lone surrogate '\\ud83d' at character 5"
+    with pytest.raises(ValueError, match=message):
+        tasks.jsonl(vocabulary, path, path)
+    with pytest.raises(ValueError, match=message):
+        tasks.parse_line(json.dumps(rows[-1]), {"document": "document"}, "a.jsonl:4")
+    whole = write(tmp_path / "b.jsonl", [*records(3), {"document": "\U0001f600", "summary": "b"}])
+    assert tasks.columns(tasks.jsonl(vocabulary, whole, whole), "train")[3]["summary"] == "b"

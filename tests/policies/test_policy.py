@@ -92,3 +92,12 @@ def test_the_reference_reads_prompts_without_weights(clp, params, reference, pro
     ):
         expected = completion_log_probs(clp.module, source, read, *scored)
         np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_a_kl_weight_below_alpha_min_is_refused(steered, prompts):
+    # f_mix would be negative there, and the mixture beyond the policy.
+    policy, mixed = steered
+    with pytest.raises(ValueError, match=r"kl_weight=0.005 is outside \[0.01, 1\]"):
+        policy.generate(Weighting.of(0.005, [1, 0]), prompts, jax.random.key(0))
+    assert mixed == []
+    policy.generate(Weighting.of(0.01, [1, 0]), prompts, jax.random.key(0))

@@ -143,6 +143,9 @@ def test_every_command_takes_a_soup(soup_dir, tmp_path, capfd):
         ("CONDITION_PROMPT=True", "CONDITION_PROMPT must be False"),
         ("KL_WEIGHT_SAMPLER=@weighting.InverseCDFKLWeight()", "KL_WEIGHT_SAMPLER must be"),
         ("REWARDS=('rouge',)", "REWARDS must be two or more"),
+        # (0.1 - 0.01) / (0.1 * 0.99) = 0.909: the corner of the soup would be mostly reference.
+        ("weighting.FixedKLWeight.kl_weight=0.1", "f_mix is 0.909091 at that α"),
+        ("KL_MIX=@weighting.LinearKLMix()", "f_mix is 0.01 at that α"),
     ],
 )
 def test_what_a_soup_cannot_be(tmp_path, binding, message):

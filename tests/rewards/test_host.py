@@ -210,3 +210,39 @@ def test_a_method_with_its_texts_swapped():
     reward = Swapped()
     make(r=reward)(PROMPTS, COMPLETIONS)
     assert reward.seen == SEEN
+
+
+class Tensor:
+    """As torch's: it does not become a number before it is detached."""
+
+    def __init__(self, value):
+        self._value = value
+
+    def detach(self):
+        return self._value
+
+    def __array__(self, *args, **kwargs):
+        raise RuntimeError("Can't call numpy() on Tensor that requires grad")
+
+    __float__ = __array__
+
+
+def test_scores_that_are_differentiated_are_taken_as_numbers():
+    stack = make(
+        each=lambda p, c: [Tensor(float(len(x))) for x in c],
+        whole=lambda p, c: Tensor(np.array([len(x) for x in c], np.float64)),
+    )
+    assert stack(PROMPTS, COMPLETIONS).raw.tolist() == [[n, n] for n in (1, 2, 3, 4)]
+
+
+class Stubborn:
+    def __float__(self):
+        raise RuntimeError("no")
+
+    __array__ = __float__
+
+
+def test_whatever_a_score_raises_is_the_rewards_failure():
+    stack = make(r=lambda p, c: [1.0, Stubborn(), 1.0, 1.0])
+    with pytest.raises(RewardError, match=r"reward 'r' returned .*Stubborn.* for completion 1"):
+        stack(PROMPTS, COMPLETIONS)

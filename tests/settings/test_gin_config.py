@@ -72,6 +72,7 @@ def _importing_tasks(tmp_path):
         ("TRAIN_STEPS=True", "total_steps=True must be a whole number"),
         ("SFT_STEPS=2.5", "SFT_STEPS=2.5 must be a whole number of at least 0"),
         ("RANDOM_SEED=None", "random_seed=None must be a whole number"),
+        ("RANDOM_SEED=2147483648", r"RANDOM_SEED=2147483648 must be below 2\*\*31"),
         ("SUBSET=@subset.full", r"subset is the class full.*@full\(\) with its parentheses"),
         ("KL_WEIGHT_SAMPLER=@weighting.FixedKLWeight", "kl_weight_sampler is the class"),
         ("MODEL_DIR='gs://bucket/run'", "MODEL_DIR='gs://bucket/run': buckets cannot"),
@@ -252,3 +253,14 @@ def test_paper_learning_rates():
     gin_config.load(["gin/clp_attn.gin"])
     assert gin.query_parameter("%POLICY_LEARNING_RATE") == 3e-5
     assert gin.query_parameter("%VALUE_LEARNING_RATE") == 1e-4
+
+
+def test_the_home_directory_is_written_out(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    run = smoke.configured("~/run", "INITIAL_CHECKPOINT_PATH='~/initial'")
+    assert run.model_dir == str(tmp_path / "run")
+    assert run.checkpoint_cfg.restore.path == str(tmp_path / "initial")
+    parser = command_line.parser("clp_jax.test", None)
+    parser.add_argument("--output")
+    flags = command_line.parse(parser, ["--output=~/out", "--verbose"])
+    assert flags.output == str(tmp_path / "out")
