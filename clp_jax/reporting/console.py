@@ -22,14 +22,12 @@ _HARMLESS_RECORDS = re.compile(
     r"|Given directory is read only="
     r"|Using an uncached \w+ for training is not recommended"
 )
-# Of C++, which writes to the file descriptor: TensorFlow's information and its missing GPU, and the
-# SentencePiece inside tensorflow-text.
+# Of C++, which writes to the file descriptor: TensorFlow's information and its missing GPU.
 _HARMLESS_LINES = re.compile(
     rb"WARNING: All log messages before absl::InitializeLog\(\) is called"
     rb"|I\d{4} \d\d:\d\d:"
     rb"|To enable the following instructions:"
     rb"|E\d{4} .* failed call to cuInit"
-    rb"|\w+\.cc\(\d+\) LOG\(INFO\)"
 )
 
 
