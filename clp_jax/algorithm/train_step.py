@@ -110,6 +110,9 @@ def train_step(
 
     Returns:
       φ_{t+1} with its optimizers, and scalars of this round.
+
+    Raises:
+      ValueError: shapes that do not go together, when this is called or traced; names them.
     """
     rollout = generate(clp, state.params, reference, prompts, weighting, key)  # lines 4-5
     rollout = score(clp, reference, rollout)
@@ -125,6 +128,7 @@ def generate(
     key: jax.Array,
 ) -> Rollout:
     """Lines 4-5: y_t ~ π(· | x_t; α_t, w_t)."""
+    _check_shapes(params, weighting, prompts.shape[0])
 
     def conditioned(weighting: Weighting) -> Params:
         return condition(params, reference, weighting, clp.kl_mix)
@@ -201,6 +205,7 @@ def gradients(
 
     Args: as of `update`.
     """
+    _check_shapes(state.params, weighting, rollout.completions.shape[0], rewards)
     # α and w of each example.
     repeats = rewards.shape[0] // weighting.kl_weight.shape[0]
     each = jax.tree.map(lambda x: jnp.repeat(x, repeats, axis=0), weighting)
@@ -243,6 +248,28 @@ def gradients(
             "loss/value": value_loss,
         },
     )
+
+
+def _check_shapes(
+    params: CLPParams, weighting: Weighting, batch_size: int, rewards: jax.Array | None = None
+) -> None:
+    """Raises ValueError unless these are of one m, and k groups divide a batch of two or more."""
+    kl_weight, reward_weights = jnp.shape(weighting.kl_weight), jnp.shape(weighting.reward_weights)
+    if len(reward_weights) != 2 or kl_weight != reward_weights[:1]:
+        raise ValueError(
+            f"the weighting has kl_weight {kl_weight} and reward_weights {reward_weights}; valid "
+            "are (k,) and (k, m): Weighting.of([α], [w]) has a leading axis"
+        )
+    k, m = reward_weights
+    if other := [x.shape[0] for x in jax.tree.leaves(params.conditioned) if x.shape[0] != m]:
+        raise ValueError(f"reward_weights {reward_weights}, but φ has {other[0]} replicas")
+    if batch_size < 2 or batch_size % k:
+        raise ValueError(
+            f"a batch of {batch_size} and k = {k} weightings; B is 2 or more, as the advantage is "
+            "normalised over it, and a multiple of k"
+        )
+    if rewards is not None and jnp.shape(rewards) != (batch_size, m):
+        raise ValueError(f"rewards {jnp.shape(rewards)}; valid is (B, m) = {(batch_size, m)}")
 
 
 def _log_probs_and_kl(clp, params, reference, rollout, weighting, key):

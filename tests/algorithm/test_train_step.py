@@ -303,3 +303,27 @@ def test_core_runs_without_tensorflow_seqio_and_gin():
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("1 [")
+
+
+@pytest.mark.parametrize(
+    ("weighting", "count", "columns", "message"),
+    [
+        (([0.1], [[0.5, 0.5]]), 4, 1, r"rewards \(4, 1\); valid is \(B, m\) = \(4, 2\)"),
+        (([0.1], [[1.0]]), 4, 1, r"reward_weights \(1, 1\), but φ has 2 replicas"),
+        (([0.1], [[0.5, 0.5]]), 1, 2, "a batch of 1 and k = 1 weightings; B is 2 or more"),
+        (([0.1] * 3, [[0.5, 0.5]] * 3), 4, 2, "a batch of 4 and k = 3 .* a multiple of k"),
+        ((0.1, [0.5, 0.5]), 4, 2, r"kl_weight \(\) and reward_weights \(2,\); valid are \(k,\)"),
+        (([0.1] * 2, [[0.5, 0.5]]), 4, 2, r"kl_weight \(2,\) and reward_weights \(1, 2\)"),
+    ],
+)
+@pytest.mark.parametrize("traced", [False, True])
+def test_shapes_that_do_not_go_together(
+    clp, state, reference, prompts, weighting, count, columns, message, traced
+):
+    weighting = Weighting(*map(jnp.array, weighting))
+    step = functools.partial(
+        train_step.train_step, clp, rewards=lambda rollout: jnp.ones([count, columns])
+    )
+    arguments = (state, reference, prompts[:count], weighting, jax.random.key(0))
+    with pytest.raises(ValueError, match=message):
+        jax.eval_shape(step, *arguments) if traced else step(*arguments)
