@@ -220,6 +220,7 @@ def _identity(
         {
             "model_dir": run.model_dir,
             "name": name,
+            "mixing": run.evaluation.mixing,
             "kl_weight": kl_weight,
             "reward_weights": reward_weights.tolist(),
             "rewards": run.model.rewards.describe(),

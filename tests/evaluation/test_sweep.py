@@ -311,3 +311,5 @@ def test_a_weighting_of_something_else_is_measured_again(run, tmp_path):
     assert batches(dataclasses.replace(run, model_dir="elsewhere"), "step 4") == 9
     fewer = dataclasses.replace(run.evaluation, num_examples=11)
     assert batches(dataclasses.replace(run, evaluation=fewer), "step 4") == 6
+    logits = dataclasses.replace(fewer, mixing="logits")
+    assert batches(dataclasses.replace(run, evaluation=logits), "step 4") == 6
