@@ -13,6 +13,7 @@ import optax
 
 from clp_jax.algorithm.optimizers import adafactor
 from clp_jax.data import pairs
+from clp_jax.data.text import check_vocabulary
 from clp_jax.models import checkpoints
 from clp_jax.reporting.errors import unknown_name
 from clp_jax.reward_fitting import fit, held_out
@@ -234,6 +235,7 @@ class FitRun:
           ValueError: the Task, the vocabulary, the labels and the network do not go together.
         """
         vocab_size = self.module.config.vocab_size
+        check_vocabulary(self.vocabulary, "FIT_VOCABULARY_FILE")
         if self.vocabulary.vocab_size > vocab_size:
             raise ValueError(
                 f"FIT_VOCABULARY has {self.vocabulary.vocab_size} pieces, the reward model's "

@@ -17,6 +17,7 @@ from clp_jax.algorithm.optimizers import adafactor
 from clp_jax.algorithm.subset import Subset, full
 from clp_jax.algorithm.train_step import CLP
 from clp_jax.algorithm.weighting import KLMix, Sampler
+from clp_jax.data.text import check_vocabulary
 from clp_jax.models.decoding import Decoding
 from clp_jax.reporting.errors import divisors, listed, unknown_name
 from clp_jax.rewards.base import RewardStack
@@ -241,6 +242,7 @@ class CLPModel:
             self._check_soup()
         if self.kl_warning is not None:
             _check_positive("KL_WARNING", self.kl_warning, "nats, or None for no warnings")
+        check_vocabulary(self.vocabulary, "VOCABULARY_FILE")
         if self.vocabulary.vocab_size > self.module.config.vocab_size:
             raise ValueError(
                 f"the vocabulary has {self.vocabulary.vocab_size} pieces, the model's "
