@@ -68,7 +68,8 @@ def _hint(error: Exception) -> str:
     if found := re.search(r"reward model is needed: set (\w+)_MODEL_DIR", str(error)):
         name = found[1].lower()
         return f"or --reward_model={name}=SIZE, a size of gin/models, for one that is not here"
-    if type(error).__module__.startswith("tensorflow"):  # reads vocabularies, also from buckets
+    # TensorFlow reads vocabularies, also from buckets.
+    if "VOCABULARY_FILE=" in str(error) or type(error).__module__.startswith("tensorflow"):
         return "--without_files reads neither vocabulary nor data"
     return ""
 
