@@ -1,13 +1,10 @@
 """Tasks of pairs and their batches: a document with a hypothesis, or with a preference.
 
-`clp_jax.data.pairs` makes such Tasks. Their features are `document` and `summary_0` (hypothesis, or
-better), `summary_1` (worse; preferences only), tokens with no EOS; `label` ([1], index into
-`class_names`; 0 for preferences) and `example_id` ([1]).
+`clp_jax.data.pairs` makes such Tasks. They are read by index, and SeqIO does not know them.
 """
 
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
 
 import numpy as np
 import seqio
@@ -39,7 +36,7 @@ class Pair:
 
 @dataclasses.dataclass(frozen=True)
 class PairTask:
-    """What SeqIO's registry has no place for."""
+    """Split -> examples, of which vocabulary, and the labels of NLI by class."""
 
     pairs: Callable[[str], Sequence[Pair]]
     vocabulary: seqio.Vocabulary
@@ -58,8 +55,13 @@ def class_names(task_name: str) -> tuple[str, ...]:
     return _task(task_name).labels
 
 
+def vocabulary(task_name: str) -> seqio.Vocabulary:
+    """Of documents and summaries. Raises ValueError for what is no Task of pairs."""
+    return _task(task_name).vocabulary
+
+
 def records(task_name: str, split: str) -> Sequence[Record]:
-    """The text of every example of a split, indexed by the Task's `example_id` feature.
+    """The text of every example of a split.
 
     Returns:
       Records with "premise", "hypothesis" and "label" (a string), or with "post", "better" and
@@ -101,19 +103,6 @@ def register(
     Returns:
       `name`.
     """
-    names = [f"summary_{i}" for i in range(1 if labels else 2)]
-
-    def slices(split: str) -> dict[str, list[Any]]:
-        rows = pairs(split)
-        return {
-            "document": [pair.document for pair in rows],
-            **{key: [pair.summaries[i] for pair in rows] for i, key in enumerate(names)},
-            "label": [[pair.label] for pair in rows],
-            "example_id": [[i] for i in range(len(rows))],
-        }
-
-    text = seqio.Feature(vocabulary, add_eos=False)
-    tasks.add_task(name, slices, dict.fromkeys(["document", *names], text), ["label", "example_id"])
     _TASKS[name] = PairTask(pairs, vocabulary, tuple(labels))
     return name
 

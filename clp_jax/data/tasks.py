@@ -1,8 +1,4 @@
-"""SeqIO Tasks: prompts and references as tokens, and as text for the rewards.
-
-A Task yields tokens only, because text cannot pass a SeqIO feature converter. Each example
-therefore carries an integer id, and `columns` gives the text that belongs to it.
-"""
+"""SeqIO Tasks of prompts and references, and their records, of which SeqIO knows nothing."""
 
 import functools
 import hashlib
@@ -25,8 +21,7 @@ T = TypeVar("T")
 PROMPT_PREFIX = "summarize: "
 SPLITS = ("train", "validation")
 
-# Task name -> split -> the text of every example, indexed by example_id. SeqIO's own registry of
-# Tasks has no place for it.
+# Task name -> split -> the text of every example.
 _RECORDS: dict[str, Callable[[str], Sequence[Record]]] = {}
 _PROMPT_PREFIXES: dict[str, str] = {}
 
@@ -35,8 +30,8 @@ def columns(task_name: str, split: str) -> Sequence[Record] | None:
     """The text of every example of a split, or None for a Task that this module did not make.
 
     Returns:
-      Records, indexed by the Task's `example_id` feature; each has "prompt" (the untruncated
-      input), "document", "summary" and whatever else the data has.
+      Records; each has "prompt" (the untruncated input), "document", "summary" and whatever else
+      the data has.
     """
     records = _RECORDS.get(task_name)
     return None if records is None else records(split)
@@ -186,8 +181,8 @@ def register(
 ) -> str:
     """Registers a Task over records held in memory, replacing one of the same name.
 
-    The Task's features are `inputs` (prefix and document), `targets` (the summary) and `example_id`
-    ([1], the record's index).
+    The Task's features are `inputs` (prefix and document) and `targets` (the summary), for SeqIO's
+    own readers; ours take the records by index (`clp_jax.data.batches`).
 
     Args:
       name: of the Task.
@@ -203,16 +198,20 @@ def register(
     def with_prompt(split: str) -> Sequence[Record]:
         return [{**r, "prompt": prompt_prefix + r["document"]} for r in records(split)]
 
-    def slices(split: str) -> dict[str, list[Any]]:
+    def dataset(split: str, shuffle_files: bool = False, seed: int | None = None):
         rows = with_prompt(split)
-        return {
-            "inputs": [row["prompt"] for row in rows],
-            "targets": [row["summary"] for row in rows],
-            "example_id": [[i] for i in range(len(rows))],
-        }
+        texts = {"inputs": [r["prompt"] for r in rows], "targets": [r["summary"] for r in rows]}
+        return tf.data.Dataset.from_tensor_slices(texts)
 
-    text = seqio.Feature(vocabulary)
-    add_task(name, slices, {"inputs": text, "targets": text}, ["example_id"])
+    if name in seqio.TaskRegistry.names():
+        seqio.TaskRegistry.remove(name)
+    seqio.TaskRegistry.add(
+        name,
+        source=seqio.FunctionDataSource(dataset, splits=SPLITS),
+        preprocessors=[seqio.preprocessors.tokenize, seqio.preprocessors.append_eos],
+        output_features=dict.fromkeys(("inputs", "targets"), seqio.Feature(vocabulary)),
+        metric_fns=[],
+    )
     _RECORDS[name] = with_prompt
     _PROMPT_PREFIXES[name] = prompt_prefix
     return name
@@ -240,39 +239,6 @@ def encoded(vocabulary: seqio.Vocabulary, texts: Sequence[str]) -> list[list[int
     if isinstance(vocabulary, seqio.SentencePieceVocabulary):
         return vocabulary.tokenizer.encode(list(texts))  # many at once, on several threads
     return [vocabulary.encode(text) for text in texts]
-
-
-def add_task(
-    name: str,
-    slices: Callable[[str], Mapping[str, Sequence[Any]]],
-    text_features: Mapping[str, seqio.Feature],
-    integer_features: Sequence[str],
-) -> None:
-    """Registers a Task over examples held in memory, replacing one of the same name.
-
-    Args:
-      name: of the Task.
-      slices: split -> feature name -> one value an example: a string for a text feature, a list of
-        integers for an integer feature.
-      text_features: name -> feature that is tokenized, and ended with EOS if it says so.
-      integer_features: names of those that pass unchanged, as int32.
-    """
-
-    # Tensor slices, because SeqIO cannot checkpoint the position in a Python generator.
-    def dataset(split: str, shuffle_files: bool = False, seed: int | None = None):
-        del shuffle_files, seed
-        return tf.data.Dataset.from_tensor_slices(dict(slices(split)))
-
-    integer = seqio.Feature(seqio.PassThroughVocabulary(0), add_eos=False, dtype=tf.int32)
-    if name in seqio.TaskRegistry.names():
-        seqio.TaskRegistry.remove(name)
-    seqio.TaskRegistry.add(
-        name,
-        source=seqio.FunctionDataSource(dataset, splits=SPLITS),
-        preprocessors=[seqio.preprocessors.tokenize, seqio.preprocessors.append_eos],
-        output_features={**text_features, **dict.fromkeys(integer_features, integer)},
-        metric_fns=[],
-    )
 
 
 def hash_fraction(text: str) -> float:

@@ -10,9 +10,8 @@ from typing import Any
 
 import jax
 import numpy as np
-import seqio
 
-from clp_jax.data import pairs
+from clp_jax.data import pair_batches, pairs
 from clp_jax.models import checkpoints
 from clp_jax.reporting.metrics_log import MetricsLog, say
 from clp_jax.reward_fitting import fit as fit_lib
@@ -43,7 +42,7 @@ def check(run: FitRun) -> None:
             f"FIT_SUMMARY_LENGTH={run.summary_length} leaves no room for the document: of "
             f"FIT_MAX_LENGTH={run.max_length} tokens, a summary can have {max(room, 0)} at most"
         )
-    theirs = seqio.get_mixture_or_task(run.task).output_features["document"].vocabulary
+    theirs = pair_batches.vocabulary(run.task)
     if not same_vocabulary(run.vocabulary, theirs):
         raise ValueError(f"the Task {run.task!r} has another vocabulary than FIT_VOCABULARY")
     examples = len(pairs.records(run.task, "train"))
