@@ -8,6 +8,8 @@ first used, so that `import clp_jax` costs nothing.
 """
 
 import importlib
+import sys
+from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
 from clp_jax.settings import old_names
@@ -108,8 +110,12 @@ old_names.install()
 
 def __getattr__(name: str) -> Any:
     """Imports a public name when it is first asked for (PEP 562)."""
+    if name == "__version__":
+        return metadata.version("clp-jax")
     if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        raise AttributeError(
+            f"module {__name__!r} has no attribute {name!r}", name=name, obj=sys.modules[__name__]
+        )
     value = getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
     globals()[name] = value
     return value

@@ -29,7 +29,8 @@ def main(argv: Sequence[str]) -> None:
     name = "-".join(filter(None, (str(step), flags.mixing, "custom" if custom else None)))
     folder = pathlib.Path(flags.output or pathlib.Path(flags.model_dir, "evaluation", name))
     what = f"step {step}, {flags.mixing or run.evaluation.mixing}"
-    with training.closing_rewards(run):
+    run_errors = command_line.errors("clp_jax.evaluate", *command_line.RUN_ERRORS, OSError)
+    with run_errors, training.closing_rewards(run):
         report.write(sweep.sweep(policy, run, weightings, folder, what), folder)
 
 

@@ -34,7 +34,8 @@ def main(argv: Sequence[str]) -> None:
             raise ValueError(f"--batch_size={flags.batch_size} must be at least 1")
         output = open(flags.output, "w", encoding="utf-8") if flags.output else None  # noqa: SIM115
     completions = generator([record["document"] for record in records], flags.batch_size)
-    with output or contextlib.nullcontext(sys.stdout) as file:
+    run_errors = command_line.errors("clp_jax.generate", *command_line.RUN_ERRORS, OSError)
+    with run_errors, output or contextlib.nullcontext(sys.stdout) as file:
         for record, completion in zip(records, completions, strict=True):
             row = {"document": record["document"], "completion": completion, **generator.weights}
             print(json.dumps(row, ensure_ascii=False), file=file, flush=True)

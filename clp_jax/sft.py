@@ -30,7 +30,7 @@ def main(argv: Sequence[str]) -> None:
         print(f"{run.model_dir} has its reference already", file=sys.stderr)
     else:
         run_errors = command_line.errors("clp_jax.sft", *command_line.RUN_ERRORS)
-        with run_errors, Preemption() as preemption:
+        with run_errors, Preemption() as preemption, training.closing_rewards(run):
             supervised.finetune(run, states.placement(run), preemption)
 
 

@@ -21,7 +21,8 @@ assert set(clp_jax.__all__) <= set(dir(clp_jax))
 try:
     clp_jax.trainstep
 except AttributeError as error:
-    assert "'clp_jax' has no attribute 'trainstep'" in str(error)
+    assert "'clp_jax' has no attribute 'trainstep'" in str(error) and error.name == "trainstep"
+assert clp_jax.__version__ == "0.1.0"
 """
 
 

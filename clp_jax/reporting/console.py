@@ -10,8 +10,8 @@ import importlib.util
 import logging
 import os
 import re
+import subprocess
 import sys
-import tempfile
 from collections.abc import Iterator
 from importlib.machinery import ModuleSpec
 from types import ModuleType
@@ -23,11 +23,11 @@ _HARMLESS_RECORDS = re.compile(
     r"|Using an uncached \w+ for training is not recommended"
 )
 # Of C++, which writes to the file descriptor: TensorFlow's information and its missing GPU.
-_HARMLESS_LINES = re.compile(
-    rb"WARNING: All log messages before absl::InitializeLog\(\) is called"
-    rb"|I\d{4} \d\d:\d\d:"
-    rb"|To enable the following instructions:"
-    rb"|E\d{4} .* failed call to cuInit"
+_HARMLESS_LINES = (
+    r"WARNING: All log messages before absl::InitializeLog\(\) is called"
+    r"|I\d{4} \d\d:\d\d:"
+    r"|To enable the following instructions:"
+    r"|E\d{4} .* failed call to cuInit"
 )
 
 
@@ -43,29 +43,46 @@ def _is_of_interest(record: logging.LogRecord) -> bool:
     return not _HARMLESS_RECORDS.match(record.getMessage())
 
 
+# A process of its own, which outlives this one and still says what it died of.
+_FILTER = """
+import re, sys
+harmless, last = re.compile(sys.argv[1].encode()), b"\\n"
+for last in sys.stdin.buffer:
+    if not harmless.match(last):
+        sys.stderr.buffer.write(last)
+        sys.stderr.buffer.flush()
+if not last.endswith(b"\\n"):
+    sys.stderr.write("\\n")
+"""
+
+
 @contextlib.contextmanager
 def without_harmless_lines() -> Iterator[None]:
-    """Holds back what C++ writes to stderr meanwhile, and then writes what is not harmless.
+    """Keeps the harmless lines among what C++ writes to stderr meanwhile from coming out there.
 
-    Does nothing where `quiet` was not called.
+    Does nothing where `quiet` was not called, or stderr is closed.
     """
-    if _is_of_interest not in logging.getLogger("absl").filters:
+    stderr = None
+    if _is_of_interest in logging.getLogger("absl").filters:
+        with contextlib.suppress(OSError):
+            stderr = os.dup(2)
+    if stderr is None:
         yield
         return
+    command = [sys.executable, "-I", "-S", "-c", _FILTER, _HARMLESS_LINES]
+    lines = subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True)
+    assert lines.stdin is not None
     sys.stderr.flush()
-    stderr = os.dup(2)
-    with tempfile.TemporaryFile() as held:
-        os.dup2(held.fileno(), 2)
-        try:
-            yield
-        finally:
-            sys.stderr.flush()
-            os.dup2(stderr, 2)
-            os.close(stderr)
-            held.seek(0)
-            for line in held:
-                if not _HARMLESS_LINES.match(line):
-                    os.write(2, line)
+    os.dup2(lines.stdin.fileno(), 2)
+    lines.stdin.close()
+    try:
+        yield
+    finally:
+        sys.stderr.flush()
+        os.dup2(stderr, 2)
+        os.close(stderr)
+        with contextlib.suppress(subprocess.TimeoutExpired):  # a process begun meanwhile goes on
+            lines.wait(5)
 
 
 class _QuietTensorFlow(importlib.abc.MetaPathFinder, importlib.abc.Loader):

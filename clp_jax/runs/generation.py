@@ -1,7 +1,7 @@
 """Completions of a trained policy, for text."""
 
 import functools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from typing import Any
 
 import jax
@@ -56,7 +56,7 @@ def weightings(
       ValueError: not on the simplex, or α outside [α_min, 1], or not one for each; names what is
         valid.
     """
-    if not isinstance(reward_weights, Mapping | str) and np.iterable(reward_weights):
+    if not isinstance(reward_weights, Mapping | Set | str) and np.iterable(reward_weights):
         reward_weights = list(reward_weights)
         if not reward_weights and not count:
             return []
@@ -98,7 +98,7 @@ def _point(names: Sequence[str], weights: Any, source: str) -> tuple[float, ...]
             raise ValueError(f"{source} has weights of {given}; {valid}")
         weights = [weights[name] for name in names]
     try:
-        if isinstance(weights, str):
+        if isinstance(weights, str | Set):  # the latter has no order
             raise TypeError
         numbers = [float(weight) for weight in weights]
     except (TypeError, ValueError):

@@ -5,13 +5,15 @@ import dataclasses
 import functools
 import os
 import pathlib
+import threading
 import warnings
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence, Set
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from clp_jax.algorithm.weighting import Weighting
+from clp_jax.data.text import check_text
 from clp_jax.evaluation import result as result_lib
 from clp_jax.evaluation.result import SweepResult
 from clp_jax.machine import accelerators
@@ -25,7 +27,7 @@ from clp_jax.rewards.normalisation import Mixture
 from clp_jax.rewards.rouge import RougeLsum
 from clp_jax.runs import exporting, generation, restoring, states
 from clp_jax.settings import command_line
-from clp_jax.settings.config import MIXINGS, Run
+from clp_jax.settings.config import MIXINGS, Run, check_whole_number
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -35,6 +37,10 @@ RewardWeights = Mapping[str, float] | Sequence[float] | np.ndarray
 
 # What `TrainedPolicy.score` calls the columns of the data.
 _ARGUMENTS = {"document": "documents", "summary": "references"}
+
+
+# gin and SeqIO know one configuration at a time.
+_CONFIGURING = threading.Lock()
 
 
 def load(
@@ -58,8 +64,9 @@ def load(
     if mixing is not None and mixing not in MIXINGS:
         raise ValueError(unknown_name("mixing", mixing, MIXINGS, "mixing"))
     folder = pathlib.Path(model_dir).expanduser().absolute()
-    run = command_line.saved_run(str(folder))
-    return TrainedPolicy(run, step, mixing or run.evaluation.mixing)
+    with _CONFIGURING:
+        run = command_line.saved_run(str(folder))
+        return TrainedPolicy(run, step, mixing or run.evaluation.mixing)
 
 
 class Scores(NamedTuple):
@@ -179,8 +186,10 @@ class TrainedPolicy:
         """
         documents = _texts("documents", documents)
         weightings = generation.weightings(self._run, len(documents), reward_weights, kl_weight)
-        if batch_size < 1:
-            raise ValueError(f"batch_size={batch_size} must be at least 1")
+        check_whole_number("batch_size", batch_size, 1)
+        check_whole_number("seed", seed, 0)
+        if seed >= 2**32:
+            raise ValueError(f"seed={seed} must be below 2**32")
         policy = self._policy(float(temperature))
         tokens = self._texts.tokens(documents)
         if said := self._texts.too_long(tokens):
@@ -221,6 +230,9 @@ class TrainedPolicy:
           ValueError: not a list of texts, or lists of different lengths.
           RewardError: a reward failed.
         """
+        if wrong := _ARGUMENTS.keys() & columns.keys():
+            valid = ", ".join(_ARGUMENTS[column] for column in sorted(wrong))
+            raise ValueError(f"{', '.join(sorted(wrong))}: give {valid} instead")
         given = {**columns, "document": _texts("documents", documents)}
         if references is not None:
             given["summary"] = _texts("references", references)
@@ -337,10 +349,12 @@ class TrainedPolicy:
 
 def _texts(name: str, texts: Iterable[str]) -> list[str]:
     """`texts` as a list, or a ValueError that says what is wrong with it."""
-    if isinstance(texts, str):
-        raise ValueError(f"{name} is one text; valid is a list of texts")
+    if isinstance(texts, str | bytes | Mapping | Set) or not isinstance(texts, Iterable):
+        what = "one text" if isinstance(texts, str) else f"a {type(texts).__name__}"
+        raise ValueError(f"{name} is {what}; valid is a list of texts")
     listed = list(texts)
     for i, text in enumerate(listed):
         if not isinstance(text, str):
             raise ValueError(f"{name}[{i}] is {text!r}; valid is a list of texts")
+        check_text({name: text}, f"{name}[{i}]")
     return listed

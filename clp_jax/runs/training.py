@@ -70,9 +70,15 @@ def _check_records(run: Run, config: DatasetConfig, rewards: RewardStack) -> Non
     if records is None:
         rewards.check_columns(("document", "summary"), source)
         return
-    needed = max(run.train_dataset_cfg.batch_size, run.sft.batch_size if run.sft.steps else 0)
-    if config.split == run.train_dataset_cfg.split and len(records) < needed:
-        raise ValueError(f"{source} has {len(records)} examples, fewer than one batch of {needed}")
+    sizes = {"BATCH_SIZE": run.train_dataset_cfg.batch_size}
+    if run.sft.steps:
+        sizes["SFT_BATCH_SIZE"] = run.sft.batch_size
+    setting = max(sizes, key=sizes.__getitem__)
+    if config.split == run.train_dataset_cfg.split and len(records) < sizes[setting]:
+        raise ValueError(
+            f"{source} has {len(records)} examples, fewer than one batch of {sizes[setting]} "
+            f"({setting})"
+        )
     names = tasks.column_names(records)
     rewards.check_columns(names, f"{source}; columns that every example has")
     # What a reward does wrong on every batch shows on these.
@@ -108,8 +114,9 @@ def _check_position(saved: RunCheckpoints, place: Placement, config: DatasetConf
 def dry_run(run: Run) -> None:
     """Prints the resolved run and the shapes of its state; writes nothing."""
     shapes = states.state_shapes(run)
-    say(describe.resolved_run(run, shapes))
-    print(describe.shapes(shapes))
+    with closing_rewards(run):
+        say(describe.resolved_run(run, shapes))
+        print(describe.shapes(shapes))
 
 
 def train(run: Run) -> None:

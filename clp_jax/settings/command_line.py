@@ -65,6 +65,8 @@ def parser(program: str, description: str | None) -> argparse.ArgumentParser:
 
 def parse(parser: argparse.ArgumentParser, argv: Sequence[str]) -> argparse.Namespace:
     """The flags; the libraries are quiet from here on, but with --verbose."""
+    if sys.stderr is None:  # closed; messages would go to standard output
+        sys.stderr = open(os.devnull, "w")  # noqa: SIM115
     flags = parser.parse_args(argv)
     for name, value in vars(flags).items():  # the shell leaves --flag=~/file as it is
         if isinstance(value, str) and value.startswith("~"):
@@ -112,17 +114,24 @@ def configured_run(
         raise ConfigError(f"no --gin_file; for example --gin_file={example} (try --help)")
     if before is not None:
         before(flags)
-    gin_config.load(flags.gin_file, bindings, flags.gin_search_paths)
+    kind = "Run" if configurable is None else configurable()
+    lacking = ConfigError(
+        f"{', '.join(flags.gin_file)}: no file for this command among them; for example "
+        f"--gin_file={example}"
+    )
+    try:
+        gin_config.load(flags.gin_file, bindings, flags.gin_search_paths)
+    except ConfigError as error:
+        # What such a file defines is missed first.
+        if "gin name '%" not in str(error) or gin_config.configures(kind):
+            raise
+        raise lacking from error
+    if not gin_config.configures(kind):
+        raise lacking
     if loaded is not None:
         loaded(flags)
-    if configurable is None:
+    if isinstance(kind, str):
         return gin_config.configured_run(), flags
-    kind = configurable()
-    if not gin_config.configures(kind):
-        raise ConfigError(
-            f"{', '.join(flags.gin_file)}: no file for this command among them; for example "
-            f"--gin_file={example}"
-        )
     return gin_config.configured(kind), flags
 
 

@@ -113,7 +113,7 @@ def load(gin_files: Sequence[str], bindings: Sequence[str] = (), search_paths: s
       ConfigError: a file that is missing, a name that is unknown, a value that does not parse.
     """
     gin.clear_config()
-    roots = ["", *filter(None, search_paths.split(",")), str(_SHIPPED), str(GIN_FILES)]
+    roots = ["", "gin", *filter(None, search_paths.split(",")), str(_SHIPPED), str(GIN_FILES)]
     gin_internals._LOCATION_PREFIXES[:] = roots
     gin_internals._FILE_READERS[:] = [(old_names.opened, os.path.isfile)]
     for gin_file in gin_files:
@@ -172,10 +172,10 @@ def configured(configurable: type[T]) -> T:
         return gin.get_configurable(configurable)()
 
 
-def configures(configurable: type) -> bool:
-    """Whether the parsed configuration sets anything of a class."""
+def configures(configurable: type | str) -> bool:
+    """Whether the parsed configuration sets anything of a class, or of one of that name."""
     names = {selector.rpartition(".")[2] for _, selector in gin_internals._CONFIG}
-    return configurable.__name__ in names
+    return getattr(configurable, "__name__", configurable) in names
 
 
 def config_differences(old: str, new: str, also_may_change: Collection[str] = ()) -> list[str]:
@@ -285,6 +285,11 @@ def _explained(source: str) -> Iterator[None]:
         yield
     except ConfigError:
         raise
+    except RecursionError:
+        raise ConfigError(
+            f"{source} includes itself, or a file that does; the shipped files are included as "
+            "'gin/NAME.gin', where no file of yours has that path"
+        ) from None
     except (SyntaxError, tokenize.TokenError) as error:
         reason = str(error).splitlines()[0]
         raise ConfigError(

@@ -1,6 +1,7 @@
 """`clp-jax NAME ...`: what stands at the top of the package is a command."""
 
 import importlib
+import os
 import pkgutil
 import sys
 from collections.abc import Sequence
@@ -27,10 +28,11 @@ def usage() -> str:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """The console script."""
+    sys.path.insert(0, os.getcwd())  # as `python -m` does: rewards of one's own are found there
     name, *rest = (sys.argv[1:] if argv is None else argv) or ["--help"]
-    if name in ("-h", "--help"):
+    if name in ("-h", "--help", "help"):
         print(usage())
-    elif name == "--version":
+    elif name in ("-V", "--version"):
         print(f"clp-jax {version('clp-jax')}")
     elif name in names():
         importlib.import_module(f"clp_jax.{name}").main(rest)

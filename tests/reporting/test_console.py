@@ -1,8 +1,11 @@
 """A quiet console: known harmless lines are left out, everything else is seen."""
 
 import contextlib
+import json
 import logging
 import os
+import signal
+import subprocess
 import sys
 
 import pytest
@@ -37,8 +40,7 @@ def test_news_pass_and_harmless_lines_do_not(quiet, capfd):
     with console.without_harmless_lines():
         os.write(2, LINES.encode())
         os.write(2, NEWS.encode())
-        assert capfd.readouterr().err == ""
-    assert capfd.readouterr().err == NEWS
+    assert capfd.readouterr().err == NEWS + "\n"  # what is written next begins a line
     os.write(2, LINES.encode())  # later lines are as ever
     assert capfd.readouterr().err == LINES
 
@@ -47,7 +49,7 @@ def test_news_pass_when_something_is_raised(quiet, capfd):
     with contextlib.suppress(KeyError), console.without_harmless_lines():
         os.write(2, NEWS.encode())
         raise KeyError
-    assert capfd.readouterr().err == NEWS
+    assert capfd.readouterr().err == NEWS + "\n"
 
 
 def test_nothing_is_held_back_without_quiet(capfd, monkeypatch):
@@ -106,3 +108,38 @@ def test_verbose_brings_the_libraries_back(trained):
     found = "\n".join(of_libraries(verbose.stderr))
     for part in ("oneDNN", "read_only"):
         assert part in found
+
+
+DYING = """
+import os
+from clp_jax.reporting import console
+console.quiet()
+with console.without_harmless_lines():
+    os.write(2, b"I0000 00:00:1 1 port.cc:1] harmless\\n")
+    os.write(2, b"F0000 00:00:1 1 port.cc:1] the processor lacks AVX\\n")
+    os.abort()
+"""
+
+
+def test_what_a_process_dies_of_is_seen():
+    done = subprocess.run(
+        [sys.executable, "-c", DYING], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == -signal.SIGABRT
+    assert "F0000 00:00:1 1 port.cc:1] the processor lacks AVX\n" in done.stderr
+    assert "harmless" not in done.stderr
+
+
+def test_closed_stderr(trained, tmp_path):
+    model_dir, _ = trained
+    (tmp_path / "a.jsonl").write_text('{"document": "A goose sings."}\n')
+    command = (
+        f"{sys.executable} -m clp_jax.generate --model_dir={model_dir} --reward_weights=1,0 "
+        f"--input={tmp_path / 'a.jsonl'} 2>&-"
+    )
+    done = subprocess.run(command, shell=True, stdout=subprocess.PIPE, text=True, check=True)
+    (row,) = map(json.loads, done.stdout.splitlines())
+    assert row["document"] == "A goose sings."
+    wrong = command.replace("--reward_weights=1,0", "--reward_weights=1,1")
+    done = subprocess.run(wrong, shell=True, stdout=subprocess.PIPE, text=True, check=False)
+    assert (done.returncode, done.stdout) == (2, "")

@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+from concurrent import futures
 from types import SimpleNamespace
 
 import jax
@@ -231,3 +232,37 @@ def test_dera(tmp_path):
     assert same_as_generator(policy, run, (1,))
     near, far = (policy.generate(DOCUMENTS, {"entailment": 1}, kl_weight=a) for a in (0.01, 1))
     assert near != far
+
+
+def test_policies_that_are_loaded_at_once(run, tmp_path):
+    other = made(tmp_path / "other", "REWARDS=('quality', 'rouge')")
+    wanted = [run, other] * 3
+    with futures.ThreadPoolExecutor(len(wanted)) as pool:
+        loaded = list(pool.map(lambda each: clp_jax.load(each.model_dir), wanted))
+    assert [p.reward_names for p in loaded] == [each.model.rewards.names for each in wanted]
+    assert [each.model_dir in repr(p) for p, each in zip(loaded, wanted, strict=True)] == [True] * 6
+
+
+@pytest.mark.parametrize(
+    ("arguments", "parts"),
+    [
+        ({"documents": {"text": 1}}, ["documents is a dict; valid is a list of texts"]),
+        ({"documents": {"text"}}, ["documents is a set"]),
+        ({"documents": None}, ["documents is a NoneType"]),
+        ({"documents": b"text"}, ["documents is a bytes"]),
+        ({"documents": ["news \ud83d"]}, ["documents[0]", "lone surrogate"]),
+        ({"reward_weights": {0.3, 0.7}}, ["are not numbers"]),
+        ({"seed": 2**32}, ["seed=4294967296 must be below 2**32"]),
+        ({"seed": 1.5}, ["seed=1.5 must be a whole number"]),
+        ({"batch_size": "3"}, ["batch_size='3' must be a whole number"]),
+        ({"batch_size": None}, ["batch_size=None must be a whole number"]),
+    ],
+)
+def test_what_only_looks_like_an_argument(policy, arguments, parts):
+    with raises(*parts):
+        policy.generate(**{"documents": DOCUMENTS, "reward_weights": WEIGHTS, **arguments})
+
+
+@pytest.mark.parametrize("alpha", [np.float32(0.01), np.linspace(0.01, 1, 5, dtype="f4")])
+def test_a_kl_weight_that_float32_rounded(policy, alpha):
+    assert len(policy.generate(DOCUMENTS, WEIGHTS, alpha)) == 5

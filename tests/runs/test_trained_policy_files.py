@@ -208,3 +208,9 @@ def test_wrong_exports(policy, tmp_path, arguments, parts):
     with raises(*parts):
         policy.export(**{"output": tmp_path / "out", "reward_weights": WEIGHTS, **arguments})
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("column", ["document", "summary"])
+def test_columns_that_have_an_argument(policy, column):
+    with raises(f"{column}: give ", "instead"):
+        policy.score(DOCUMENTS, SUMMARIES, **{column: SUMMARIES})

@@ -264,3 +264,29 @@ def test_the_home_directory_is_written_out(tmp_path, monkeypatch):
     parser.add_argument("--output")
     flags = command_line.parse(parser, ["--output=~/out", "--verbose"])
     assert flags.output == str(tmp_path / "out")
+
+
+def test_a_file_that_includes_itself(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "briefs.gin").write_text("include 'briefs.gin'\n")
+    with pytest.raises(ConfigError, match="--gin_file=briefs.gin includes itself.*'gin/NAME.gin'"):
+        gin_config.load(["briefs.gin"])
+    (tmp_path / "briefs.gin").write_text("include 'gin/briefs.gin'\nTRAIN_STEPS = 3\n")
+    gin_config.load(["clp_attn.gin", "briefs.gin"])
+    assert gin_config.configured_run().total_steps == 3
+
+
+@pytest.mark.parametrize("spelling", ["mine.gin", "gin/mine.gin", "tiny.gin"])
+def test_a_file_of_ones_own_wins_in_any_spelling(tmp_path, monkeypatch, spelling):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "gin").mkdir()
+    (tmp_path / "gin" / spelling.removeprefix("gin/")).write_text("OF_MY_OWN = 1\n")
+    gin_config.load([spelling])
+    assert gin_config.gin.query_parameter("%OF_MY_OWN") == 1
+
+
+@pytest.mark.parametrize("files", [["gin/briefs.gin"], ["gin/smoke.gin"], ["gin/rewards/nli.gin"]])
+def test_without_a_run_file_one_is_named(files):
+    flags = [f"--gin_file={file}" for file in files]
+    with pytest.raises(ConfigError, match=r"no file for this command among them; .*clp_attn\.gin"):
+        command_line.configured_run("test", None, flags)

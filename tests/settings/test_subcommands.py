@@ -18,6 +18,8 @@ COMMANDS = [
 def test_every_command_has_its_line(capsys):
     subcommands.main([])
     nothing = capsys.readouterr().out
+    subcommands.main(["help"])
+    assert capsys.readouterr().out == nothing
     subcommands.main(["--help"])
     text = capsys.readouterr().out
     assert text == nothing
@@ -74,6 +76,18 @@ def test_help_needs_no_heavy_import():
         [sys.executable, "-c", program], capture_output=True, text=True, check=True
     )
     assert done.stdout.splitlines()[-1] == "[]"
+
+
+def test_rewards_of_ones_own_are_found_where_one_is(tmp_path, monkeypatch, capsys):
+    (tmp_path / "rewards_here.py").write_text(
+        "def brevity(prompts, completions):\n    return [-float(len(c)) for c in completions]\n"
+    )
+    (tmp_path / "a.jsonl").write_text('{"document": "A goose.", "summary": "Geese"}\n')
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [p for p in sys.path if p])
+    flags = ["--rewards=rewards_here.brevity", "--range=brevity=-30,0", "--input=a.jsonl"]
+    subcommands.main(["score", *flags])
+    assert '"brevity": -5.0' in capsys.readouterr().out
 
 
 @pytest.fixture(scope="module")
