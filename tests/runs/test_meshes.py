@@ -1,5 +1,6 @@
 """A step over eight virtual devices is the step on one, however the mesh is cut."""
 
+import os
 import pathlib
 import pickle
 import subprocess
@@ -8,6 +9,7 @@ import sys
 import jax
 import numpy as np
 import pytest
+import smoke
 
 pytestmark = pytest.mark.slow
 MESHES = ["8x1", "4x2", "2x4", "4x2 fully sharded"]
@@ -18,8 +20,9 @@ def found(tmp_path_factory):
     output = tmp_path_factory.mktemp("meshes") / "found.pickle"
     script = pathlib.Path(__file__).with_name("mesh_steps.py")
     done = subprocess.run(
-        [sys.executable, script, output], capture_output=True, text=True, check=False, timeout=400
-    )
+        [sys.executable, script, output], capture_output=True, text=True, check=False, timeout=400,
+        env={**os.environ, "PYTHONPATH": str(smoke.ROOT / "tests")},
+    )  # fmt: skip
     assert done.returncode == 0, done.stderr
     return pickle.loads(output.read_bytes())
 
