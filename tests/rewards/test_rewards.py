@@ -306,3 +306,20 @@ def test_a_reward_cannot_change_what_the_others_see():
     for _ in range(3):
         assert stack(PROMPTS, completions, {"ids": ids}).raw[:, 1].tolist() == [1, 2, 3, 4]
     assert ids == [1, 2, 3, 4]
+
+
+class Reordered:
+    """Tells prompts, completions and mask apart by their names alone."""
+
+    on_device, range = True, (0, 1)
+
+    def score_tokens(self, params, completion_mask, completion_tokens, prompt_tokens):
+        of_completions = jnp.sum(completion_tokens * completion_mask, axis=1)
+        return of_completions + 1000.0 * prompt_tokens[:, 0]
+
+
+def test_tokens_go_to_the_parameters_of_their_names_in_any_order():
+    prompts, completions, mask = map(np.asarray, TOKENS.values())
+    expected = (completions * mask).sum(axis=1) + 1000 * prompts[:, 0]
+    scores = make(r=Reordered()).dispatch(*TOKENS.values()).result()
+    np.testing.assert_allclose(scores["r"], expected)

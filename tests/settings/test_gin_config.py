@@ -1,3 +1,6 @@
+import sys
+
+import jax.numpy as jnp
 import pytest
 import smoke
 
@@ -208,8 +211,6 @@ def test_long_values_are_compared_to_their_end(tmp_path):
 
 
 def test_the_main_module_keeps_its_own_train(tmp_path, monkeypatch):
-    import sys
-
     monkeypatch.setattr(sys.modules["__main__"], "train", "mine", raising=False)
     smoke.configured(tmp_path)
     assert sys.modules["__main__"].train == "mine"
@@ -290,3 +291,22 @@ def test_without_a_run_file_one_is_named(files):
     flags = [f"--gin_file={file}" for file in files]
     with pytest.raises(ConfigError, match=r"no file for this command among them; .*clp_attn\.gin"):
         command_line.configured_run("test", None, flags)
+
+
+def wrong_sampler():
+    return lambda key: jnp.array([0.9, 0.9])
+
+
+def test_a_sampler_of_ones_own_is_checked_before_a_run(tmp_path, capsys, monkeypatch):
+    from clp_jax import train
+
+    monkeypatch.setitem(sys.modules, "own_samplers", sys.modules[__name__])
+    path = tmp_path / "own.gin"
+    path.write_text(
+        "from __gin__ import dynamic_registration\nimport own_samplers\n"
+        "REWARD_WEIGHTS_SAMPLER = @own_samplers.wrong_sampler()\n"
+    )
+    with pytest.raises(SystemExit) as ended:
+        train.main([*smoke.flags(tmp_path / "run", files=[*smoke.FILES, str(path)]), "--dry_run"])
+    assert ended.value.code == 2
+    assert "a draw of REWARD_WEIGHTS_SAMPLER=0.9,0.9 sums to 1.8" in capsys.readouterr().err
